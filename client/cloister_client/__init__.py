@@ -1,0 +1,1 @@
+"""The hospital's agent: reads local records, trains under differential privacy, trusts nobody."""

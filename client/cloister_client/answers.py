@@ -1,0 +1,62 @@
+"""What the hospital has said and what it keeps, on disk: a crash makes it say the same again, never something new.
+
+``Answers`` holds the last reply to a coordinator; ``LocalState`` what never leaves (local layers, SCAFFOLD's
+control variate), one file a round so that a round can be done over.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cloister_shared import durable
+from cloister_shared.durable import Arrays
+from cloister_shared.wire import Reply, ReplyHeader
+
+
+class Answers:
+    """The last reply of each run, by the ticket that it answered."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def save(self, ticket: str, reply: Reply) -> None:
+        """Keep a reply before it is sent."""
+        header = {"ticket": ticket, "reply": reply.header.model_dump_json()}
+        durable.save(self._path(reply.header.run), header, reply.vectors)
+
+    def find(self, run: str, ticket: str) -> Reply | None:
+        """The very reply that this ticket had, if it was the last one answered."""
+        path = self._path(run)
+        if not path.exists():
+            return None
+        header, vectors = durable.load(path)
+        if header["ticket"] != ticket:
+            return None
+        return Reply(ReplyHeader.model_validate_json(header["reply"]), vectors)
+
+    def _path(self, run: str) -> Path:
+        return self._folder / f"{run}.answer.safetensors"
+
+
+class LocalState:
+    """Arrays that stay at the hospital, after each round that it took part in."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def save(self, run: str, number: int, arrays: Arrays) -> None:
+        """Keep the state after round ``number``; the states before the last one are let go."""
+        durable.save(self._folder / f"{run}.local-{number:06d}.safetensors", {}, arrays)
+        for path in self._rounds(run, number)[:-1]:
+            path.unlink()
+
+    def before(self, run: str, number: int) -> Arrays | None:
+        """The state that round ``number`` begins with, or None in the first round."""
+        earlier = self._rounds(run, number)
+        return durable.load(earlier[-1])[1] if earlier else None
+
+    def _rounds(self, run: str, before: int) -> list[Path]:
+        found = sorted(self._folder.glob(f"{run}.local-*.safetensors"))
+        return [path for path in found if int(path.name.removesuffix(".safetensors").rpartition("-")[2]) < before]

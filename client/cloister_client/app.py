@@ -1,0 +1,297 @@
+"""The hospital's side of a study: verify the ticket, load, train, reply. It answers to the plan it approved."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cloister_client.answers import Answers, LocalState
+from cloister_client.dataset import Dataset, Rows, normalised
+from cloister_client.evaluate import at_a_glance, in_full, risks
+from cloister_client.ledger import Ledger
+from cloister_client.privacy import (
+    Mechanism,
+    dp_sgd,
+    noise_generator,
+    noisy_statistics,
+    plain,
+    statistics_event,
+)
+from cloister_client.train import train
+from cloister_shared.budget import Event
+from cloister_shared.errors import CloisterError, TicketRefused
+from cloister_shared.plan import FedProx, Scaffold, StudyPlan
+from cloister_shared.tasks.layout import fill, flatten, initial_model, layout_of, split
+from cloister_shared.tasks.metrics import Estimate
+from cloister_shared.tasks.zoo import task_of
+from cloister_shared.wire import Reply, ReplyHeader, Ticket, Vectors, pack, pack_vectors, unpack_ticket
+
+log = logging.getLogger("cloister.site")
+
+REFUSED, FAILED = 1001, 1002
+"""Flower error codes of a reply that holds no work: the hospital said no, or something broke there."""
+
+
+class Site:
+    """One hospital in one study: the plan it approved, its rows, its model, and what it must remember."""
+
+    def __init__(self, plan: StudyPlan, dataset: Dataset, folder: Path, *, noise_seed: int | None = None) -> None:
+        """``folder`` keeps the ledger and the answers. ``noise_seed`` voids privacy; simulations alone pass it."""
+        self.plan, self.dataset, self.name = plan, dataset, dataset.quality.site
+        self.task, self.model = task_of(plan), initial_model(plan)
+        self.layout = layout_of(plan, self.model)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.answers, self.local = Answers(folder), LocalState(folder)
+        self.ledger = Ledger(folder / "ledger.sqlite") if plan.private else None
+        self.folder, self.noise_seed = folder, noise_seed
+        self._generator = noise_generator(noise_seed)
+        self._constants: tuple[tuple[float, float], ...] | None = None
+        self._private: Mechanism | None = None
+        self._initial_local = flatten(self.model, self.layout.local)
+
+    # --- the four things a coordinator can ask ---------------------------------------------------------------
+    def enrol(self) -> ReplyHeader:
+        """Who this is, and the order of parameters it will speak in."""
+        return ReplyHeader(run="enrol", round=0, site=self.name, layout=self.layout.digest, rows=len(self.dataset.train))
+
+    def statistics(self, ticket: Ticket) -> Reply:
+        """Noisy sums of the number features over this hospital's training rows, for federated normalisation."""
+        if self.plan.normalisation.method != "federated":
+            raise TicketRefused("The plan does not ask for federated statistics.", mend="Correct the coordinator.")
+
+        def work() -> Reply:
+            at = [i for i, c in enumerate(self.dataset.columns) if c.kind == "number" and not c.absent]
+            event = statistics_event(self.plan)
+            if event:
+                self._commit(ticket, event)
+            sums = noisy_statistics(self.dataset.train, at, self.plan, self._seeded(ticket))
+            return self._reply(ticket, {"statistics": sums.flatten().float().numpy()})
+
+        return self._once(ticket, work)
+
+    def train(self, ticket: Ticket) -> Reply:
+        """One round: judge the incoming model, train from it, reply with the difference."""
+        return self._once(ticket, lambda: self._train(ticket))
+
+    def evaluate(self, ticket: Ticket) -> Reply:
+        """Every metric of the final model on the held-out rows, and of its fine-tuned copy if the plan has one."""
+        train_rows, test_rows = self._rows(ticket)
+        self._load(ticket, self.local.before(ticket.header.run, self.plan.rounds + 1))
+        terms, seed = self.plan.evaluation, self.plan.seed
+        found = {"final": in_full(self.model, self.task, test_rows, terms, seed)}
+        if steps := self.plan.personalisation.fine_tune_steps:
+            mechanism = self._plain(train_rows, self._seeded(ticket))
+            train(self.model, mechanism.gradient, self.plan.training, steps)
+            found["fine-tuned"] = in_full(self.model, self.task, test_rows, terms, seed)
+        return self._reply(ticket, {}, estimates={name: _plain_values(metrics) for name, metrics in found.items()})
+
+    def final_risks(self, ticket: Ticket) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Outcomes and predicted risks of the held-out rows. For simulations: no message ever carries them."""
+        _, test_rows = self._rows(ticket)
+        self._load(ticket, self.local.before(ticket.header.run, self.plan.rounds + 1))
+        return test_rows.y.numpy().astype(float), risks(self.model, self.task, test_rows)
+
+    # --- a round -------------------------------------------------------------------------------------------
+    def _train(self, ticket: Ticket) -> Reply:
+        plan, run, number = self.plan, ticket.header.run, ticket.header.round
+        train_rows, test_rows = self._rows(ticket)
+        kept = self.local.before(run, number) or {}
+        start = self._load(ticket, kept)
+        judged = at_a_glance(self.model, self.task, test_rows, plan.evaluation)
+        mechanism = self._mechanism(train_rows, self._seeded(ticket))
+        if mechanism.event:
+            self._commit(ticket, mechanism.event)
+        pull = plan.strategy.mu if isinstance(plan.strategy, FedProx) else 0.0
+        correction = self._correction(ticket, kept) if isinstance(plan.strategy, Scaffold) else None
+        train(self.model, mechanism.gradient, plan.training, plan.training.local_steps, pull=pull, correction=correction)
+        vectors: Vectors = {"update": flatten(self.model, self.layout.shared) - start}
+        keep: Vectors = {"layers": flatten(self.model, self.layout.local)} if self.layout.local else {}
+        if correction is not None:
+            # Karimireddy et al. 2020, option II: c_i <- c_i - c + (x - y_i) / (K * learning rate)
+            scale = plan.training.local_steps * plan.training.learning_rate
+            vectors["control"] = (-ticket.vectors["control"] - vectors["update"] / scale).astype(np.float32)
+            keep["control"] = kept.get("control", np.zeros_like(start)) + vectors["control"]
+        if keep:
+            self.local.save(run, number, keep)
+        return self._reply(ticket, vectors, metrics=judged)
+
+    def _correction(self, ticket: Ticket, kept: Vectors) -> list[Tensor]:
+        """SCAFFOLD's c - c_i, shaped like the parameters; zero for those that stay here."""
+        difference = ticket.vectors["control"] - kept.get("control", np.float32(0.0))
+        parts = dict(zip((n for n, _ in self.layout.shared), split(torch.from_numpy(difference), self.layout.shared)))
+        return [
+            parts[name].view_as(parameter) if name in parts else torch.zeros_like(parameter)
+            for name, parameter in self.model.named_parameters()
+        ]
+
+    def _mechanism(self, rows: Rows, generator: torch.Generator) -> Mechanism:
+        if not self.plan.private:
+            return self._plain(rows, generator)
+        if self._private is None:
+            statistics = statistics_event(self.plan) if self.plan.normalisation.method == "federated" else None
+            before = (statistics,) if statistics else ()
+            self._private = dp_sgd(self.model, self.task, rows, self.plan, before, generator)
+        return self._private
+
+    def _plain(self, rows: Rows, generator: torch.Generator) -> Mechanism:
+        return plain(self.model, self.task, rows, self.plan.training.batch_size, generator)
+
+    # --- what every request passes through -------------------------------------------------------------------
+    def check(self, ticket: Ticket) -> None:
+        """Hold a ticket against the approved plan.
+
+        Raises:
+            TicketRefused: it is for another plan, hospital or round, or its model has another size.
+        """
+        header = ticket.header
+        if header.plan != self.plan.digest:
+            raise TicketRefused(
+                f"The ticket is for plan {header.plan[:12]}; {self.name} approved {self.plan.digest[:12]}.",
+                mend="Send the plan to the hospital for approval first.",
+            )
+        if header.site != self.name:
+            raise TicketRefused(f"The ticket is addressed to {header.site}.", mend=f"This is {self.name}.")
+        if header.round > self.plan.rounds + 1:
+            raise TicketRefused(f"Round {header.round} is past the plan's {self.plan.rounds}.", mend="Stop the run.")
+        for name, vector in ticket.vectors.items():
+            if vector.size != self.layout.size or not np.isfinite(vector).all():
+                raise TicketRefused(
+                    f"The ticket's {name} is not {self.layout.size} finite numbers.", mend="Correct the coordinator."
+                )
+
+    def _once(self, ticket: Ticket, work: Callable[[], Reply]) -> Reply:
+        """Do the work, or repeat the answer this very ticket already had.
+
+        An answer is on disk before it is sent, so a noisy update exists once however often it is asked for.
+        """
+        remembers = self.plan.private or bool(self.layout.local) or isinstance(self.plan.strategy, Scaffold)
+        if not remembers:
+            return work()
+        digest = ticket.digest
+        if answer := self.answers.find(ticket.header.run, digest):
+            return answer
+        reply = work()
+        self.answers.save(digest, reply)
+        return reply
+
+    def _commit(self, ticket: Ticket, event: Event) -> None:
+        terms = self.plan.privacy
+        assert self.ledger and terms.epsilon and terms.delta  # a private plan has them: plan_rules
+        self.ledger.commit(
+            ticket.header.run, ticket.header.round, ticket.digest, event, epsilon=terms.epsilon, delta=terms.delta
+        )
+
+    def _seeded(self, ticket: Ticket) -> torch.Generator:
+        """The generator of this request. Under DP it is left as the operating system seeded it."""
+        if self.plan.private and self.noise_seed is None:
+            return self._generator
+        seed = self.plan.seed if self.noise_seed is None else self.noise_seed
+        named = f"{seed}|{self.name}|{ticket.header.round}".encode()
+        return self._generator.manual_seed(int.from_bytes(hashlib.sha256(named).digest()[:7], "big"))
+
+    def _rows(self, ticket: Ticket) -> tuple[Rows, Rows]:
+        """Training and held-out rows, centred and scaled; the constants may not change within a run."""
+        constants = ticket.header.normalisation if self.plan.normalisation.method == "federated" else self.constants()
+        if constants is None:
+            raise TicketRefused("The ticket lacks the federated statistics.", mend="Correct the coordinator.")
+        if self._constants is None:
+            self._constants = constants
+            columns = self.dataset.columns
+            self._train_rows = normalised(self.dataset.train, columns, constants)
+            self._test_rows = normalised(self.dataset.test, columns, constants)
+        elif constants != self._constants:
+            raise TicketRefused("The federated statistics changed within the run.", mend="Start a new run.")
+        return self._train_rows, self._test_rows
+
+    def constants(self) -> tuple[tuple[float, float], ...]:
+        """Centre and scale of each number column, from the plan or from this hospital's own training rows."""
+        at = [i for i, c in enumerate(self.dataset.columns) if c.kind == "number" and not c.absent]
+        if self.plan.normalisation.method == "plan":
+            return tuple((self.dataset.columns[i].centre, self.dataset.columns[i].scale) for i in at)
+        return own_constants(self.dataset.train, at)
+
+    def _load(self, ticket: Ticket, kept: Vectors | None) -> NDArray[np.float32]:
+        """Put the incoming model, and the layers kept here, into the network; the vector that came in."""
+        start = ticket.vectors["model"]
+        fill(self.model, self.layout.shared, start)
+        if self.layout.local:
+            fill(self.model, self.layout.local, (kept or {}).get("layers", self._initial_local))
+        return start
+
+    def _reply(
+        self,
+        ticket: Ticket,
+        vectors: Vectors,
+        metrics: dict[str, float | None] | None = None,
+        estimates: dict[str, dict[str, tuple[float | None, float | None, float | None]]] | None = None,
+    ) -> Reply:
+        header = ReplyHeader(
+            run=ticket.header.run,
+            round=ticket.header.round,
+            site=self.name,
+            layout=self.layout.digest,
+            rows=len(self.dataset.train),
+            metrics=metrics or {},
+            estimates=estimates or {},
+        )
+        return Reply(header, vectors)
+
+
+def own_constants(rows: Rows, at: Sequence[int]) -> tuple[tuple[float, float], ...]:
+    """Mean and standard deviation of the number columns ``at`` over these rows; a constant column scales by 1."""
+    x = rows.x[:, list(at)].double()
+    mean, sd = x.mean(dim=0), x.std(dim=0)
+    return tuple((float(m), float(s) if s > 0 else 1.0) for m, s in zip(mean, sd, strict=True))
+
+
+def client_app(open_site: Callable[[Context], Site]) -> ClientApp:
+    """A Flower ClientApp around whichever hospital a context means."""
+    app = ClientApp()
+
+    def answer(message: Message, context: Context, ask: Callable[[Site, Ticket], Reply]) -> Message:
+        try:
+            site = open_site(context)
+            ticket = unpack_ticket(message.content)
+            site.check(ticket)
+            reply = ask(site, ticket)
+            return Message(pack(reply.header, pack_vectors(reply.vectors)), reply_to=message)
+        except CloisterError as refusal:
+            return Message(Error(code=REFUSED, reason=str(refusal)), reply_to=message)
+        except Exception as fault:
+            # The details stay here: an exception's text may quote a row.
+            log.exception("the request could not be answered")
+            return Message(Error(code=FAILED, reason=f"{type(fault).__name__} at the hospital; its log says more"), reply_to=message)
+
+    @app.query("enrol")
+    def enrol(message: Message, context: Context) -> Message:
+        try:
+            return Message(pack(open_site(context).enrol(), pack_vectors({})), reply_to=message)
+        except CloisterError as refusal:
+            return Message(Error(code=REFUSED, reason=str(refusal)), reply_to=message)
+
+    @app.query("statistics")
+    def statistics(message: Message, context: Context) -> Message:
+        return answer(message, context, Site.statistics)
+
+    @app.train()
+    def train_(message: Message, context: Context) -> Message:
+        return answer(message, context, Site.train)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return answer(message, context, Site.evaluate)
+
+    return app
+
+
+def _plain_values(metrics: dict[str, Estimate]) -> dict[str, tuple[float | None, float | None, float | None]]:
+    return {name: (estimate.value, estimate.low, estimate.high) for name, estimate in metrics.items()}

@@ -1,0 +1,55 @@
+"""The command of a hospital: ``cloister-site``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from cloister_shared.console import plain_errors, quiet_environment, read
+from cloister_shared.errors import PlanRefused
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def site() -> None:
+    """The agent at a hospital.
+
+    This version checks the hospital's table against a study plan. Taking part in a study between organisations
+    (enrolment, approval, the agent itself) is still to come; `cloister-sim run` runs the same hospital code on one
+    machine.
+    """
+
+
+@app.command()
+def check(plan: Path, site: Path) -> None:
+    """Hold this hospital's table (its site.yaml) against a plan: the data-quality report, for your eyes only."""
+    quiet_environment()
+    with plain_errors():
+        from cloister_client.connectors.table import open_table
+        from cloister_client.dataset import load_dataset
+        from cloister_shared.plan_file import read_plan
+        from cloister_shared.plan_text import summary
+
+        terms = read_plan(read(plan, PlanRefused), plan.name)
+        dataset = load_dataset(open_table(site), terms)
+        print(f"{summary(terms)}\n\n{dataset.quality.page()}")
+        print(f"\n{len(dataset.train)} rows would train and {len(dataset.test)} judge the model.")
+        if terms.private:
+            from cloister_client.privacy import training_event
+
+            event = training_event(terms, len(dataset.train), ())
+            print(
+                f"Each of {terms.rounds * event.steps} steps draws a row with chance {event.sample_rate:.3g} and adds"
+                f" noise of {event.noise_multiplier:.3g} times the clip norm."
+            )
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""The command of a consortium: ``cloister-coordinator``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from cloister_shared.console import plain_errors, quiet_environment, read
+from cloister_shared.errors import PlanRefused
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def coordinator() -> None:
+    """The coordinator of a consortium of hospitals.
+
+    This version checks study plans. Running a study between organisations (enrolment, mutual TLS, approvals) is
+    still to come; `cloister-sim run` runs the same coordinator and hospital code on one machine.
+    """
+
+
+@app.command()
+def check(plan: Path) -> None:
+    """Read a study plan and print what it promises, or what is wrong with it."""
+    quiet_environment()
+    with plain_errors():
+        from cloister_shared.plan_file import read_plan
+        from cloister_shared.plan_text import summary
+
+        print(summary(read_plan(read(plan, PlanRefused), plan.name)))
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""What the coordinator must not lose: the checkpoint after every round, and one line for each round.
+
+The checkpoint is the state of a study. Every round begins by reading it, so a run that was killed goes on
+exactly as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloister_shared import durable
+from cloister_shared.errors import CheckpointBroken
+from cloister_shared.plan import StudyPlan
+
+Constants = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What happened in one round. ``metrics`` are of the model that the round began with."""
+
+    round: int
+    answered: tuple[str, ...]
+    rejected: dict[str, str]
+    """Hospital to reason: an odd reply, a refusal, a fault, or no answer before the deadline."""
+    rows: int
+    update_norm: float
+    metrics: dict[str, dict[str, float | None]]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A study after ``round`` rounds: the model, the strategy's state, and the run's constants."""
+
+    run: str
+    plan: str
+    round: int
+    model: NDArray[np.float32]
+    state: dict[str, NDArray[np.float32]] = field(default_factory=dict[str, NDArray[np.float32]])
+    normalisation: Constants | None = None
+
+
+class Store:
+    """One run's folder: ``checkpoint.safetensors`` and ``rounds.jsonl``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._checkpoint, self._rounds = folder / "checkpoint.safetensors", folder / "rounds.jsonl"
+
+    def load(self, plan: StudyPlan) -> Checkpoint | None:
+        """The last checkpoint, or None before the first.
+
+        Raises:
+            CheckpointBroken: it is damaged, or of another plan.
+        """
+        if not self._checkpoint.exists():
+            return None
+        header, arrays = durable.load(self._checkpoint)
+        if header["plan"] != plan.digest:
+            raise CheckpointBroken(
+                f"The run in {self.folder} is of plan {header['plan'][:12]}, not of this one ({plan.digest[:12]}).",
+                mend="Resume with the plan it was begun with, or choose another folder.",
+            )
+        pairs = header["normalisation"]
+        normalisation = tuple((float(centre), float(scale)) for centre, scale in pairs) if pairs else None
+        model = arrays.pop("model")
+        return Checkpoint(header["run"], header["plan"], header["round"], model, arrays, normalisation)
+
+    def save(self, checkpoint: Checkpoint, record: RoundRecord | None = None) -> None:
+        """Append the round's line, then replace the checkpoint, which is what counts."""
+        if record:
+            with self._rounds.open("a", encoding="utf-8") as lines:
+                # The line break comes first, so that a line torn by a kill spoils only itself.
+                lines.write("\n" + json.dumps(asdict(record)))
+        header = {
+            "run": checkpoint.run,
+            "plan": checkpoint.plan,
+            "round": checkpoint.round,
+            "normalisation": checkpoint.normalisation,
+        }
+        durable.save(self._checkpoint, header, {"model": checkpoint.model, **checkpoint.state})
+
+    def rounds(self, upto: int | None = None) -> list[dict[str, Any]]:
+        """The lines of the rounds that the checkpoint holds; a round that was done over counts once, as last done."""
+        if not self._rounds.exists():
+            return []
+        found: dict[int, dict[str, Any]] = {}
+        for line in self._rounds.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue  # the line that a kill tore; its round was not checkpointed and is done over
+            if upto is None or record["round"] <= upto:
+                found[record["round"]] = record
+        return [found[number] for number in sorted(found)]

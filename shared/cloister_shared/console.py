@@ -1,0 +1,52 @@
+"""How every command of Cloister ends: a sentence and an exit code, never a traceback for a user's mistake."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cloister_shared.errors import CloisterError, Refusal
+
+REFUSED, BROKEN, INTERRUPTED = 1, 2, 130
+"""Exit codes: the platform said no; something broke; the user pressed Ctrl-C."""
+
+
+def quiet_environment() -> None:
+    """Before anything heavy is imported: nothing phones home, and one process keeps to one core."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turn our errors, and those of files that cannot be used, into a line on stderr and an exit code."""
+    try:
+        yield
+    except CloisterError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(REFUSED if isinstance(error, Refusal) else BROKEN) from None
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    except OSError as error:
+        print(f"{error.filename or 'A file'}: {error.strerror or error}.", file=sys.stderr)
+        raise SystemExit(BROKEN) from None
+    except KeyboardInterrupt:
+        print("Interrupted. What was finished is kept.", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+
+
+def read(path: Path, refuse: Callable[[str], CloisterError]) -> str:
+    """A text file, or ``refuse`` with what is wrong with it."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise refuse(f"{path} is not there.") from None
+    except IsADirectoryError:
+        raise refuse(f"{path} is a folder, not a file.") from None
+    except UnicodeDecodeError:
+        raise refuse(f"{path} is not UTF-8 text.") from None

@@ -1,0 +1,69 @@
+"""Every error a user can meet. A refusal is the platform working as intended; a fault is something broken.
+
+    CloisterError
+    + Refusal                                     + Fault
+      + PlanRefused     the plan cannot be run      + QuorumLost        too few hospitals answered
+      + DataRefused     the table fails the schema  + ReplyRejected     one hospital's reply is odd
+      + CohortTooSmall  fewer than the minimum      + CheckpointBroken  saved state cannot be read
+      + TicketRefused   not what was approved
+      + BudgetExceeded  epsilon would pass its cap
+
+Each message is a whole sentence that says what was wrong and where, then the mend. None ever holds a value
+from a patient's row.
+"""
+
+
+class CloisterError(Exception):
+    """Root of the tree. ``mend`` is what the reader can do about it; it is part of the message."""
+
+    mend = ""
+
+    def __init__(self, said: str, *, mend: str | None = None) -> None:
+        self.said = said
+        if mend is not None:
+            self.mend = mend
+        super().__init__(f"{said} {self.mend}".strip())
+
+
+class Refusal(CloisterError):
+    """The platform said no, and was right to."""
+
+
+class Fault(CloisterError):
+    """Something broke; nothing that was durable is lost."""
+
+
+class PlanRefused(Refusal):
+    """The study plan is malformed or asks for something impossible."""
+
+
+class DataRefused(Refusal):
+    """A hospital's table does not meet the plan's schema."""
+
+
+class CohortTooSmall(Refusal):
+    """Fewer patients or hospitals than the plan's minimum."""
+
+
+class TicketRefused(Refusal):
+    """A coordinator's ticket does not fit the plan that this hospital approved."""
+
+
+class BudgetExceeded(Refusal):
+    """The mechanism asked for would take epsilon past what the plan allows."""
+
+    mend = "Lower rounds, local_steps or batch_size, or raise the plan's epsilon and have it approved again."
+
+
+class QuorumLost(Fault):
+    """Fewer valid replies than ``cohort.min_sites`` before the deadline; the model is unchanged."""
+
+    mend = "Run the same command with --resume once the hospitals are back."
+
+
+class ReplyRejected(Fault):
+    """One hospital's reply failed a check; the round goes on without it."""
+
+
+class CheckpointBroken(Fault):
+    """A checkpoint or an answer on disk cannot be read."""

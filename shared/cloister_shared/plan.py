@@ -1,0 +1,310 @@
+"""StudyPlan: the terms of a study. Frozen, strict, and named by its digest.
+
+What one term may hold is said here; what two terms may not be together, in ``plan_rules``; how a plan is read
+from a file, in ``plan_file``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.\- ]*$", max_length=80)]
+Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9\-]*$", max_length=60)]
+Code = Annotated[str, StringConstraints(pattern=r"^(LOINC|SNOMED|ICD9|ICD10|RXNORM|ATC|OMOP|LOCAL):\S+$")]
+Category = str | int
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Terms(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+# --- the table ---------------------------------------------------------------------------------------------
+class _Feature(_Terms):
+    name: Name
+    code: Code | None = None
+    """Meaning in a public vocabulary, such as ``LOINC:2093-3``."""
+
+
+class NumberFeature(_Feature):
+    """A measured quantity. ``range`` is what is plausible, in ``unit``; a value outside is a bad row."""
+
+    kind: Literal["number"]
+    unit: str | None = None
+    range: tuple[float, float]
+    mean: float | None = None
+    sd: Positive | None = None
+    missing: Literal["refuse", "drop", "fill", "indicator"] = "refuse"
+    fill: float | None = None
+
+
+class CategoryFeature(_Feature):
+    """One of a closed list. One-hot encoded in the order given."""
+
+    kind: Literal["category"]
+    categories: tuple[Category, ...] = Field(min_length=2)
+    missing: Literal["refuse", "drop", "fill", "indicator"] = "refuse"
+    fill: Category | None = None
+
+
+class BooleanFeature(_Feature):
+    """Yes or no, written 1/0, true/false or yes/no."""
+
+    kind: Literal["boolean"]
+    missing: Literal["refuse", "drop", "fill", "indicator"] = "refuse"
+    fill: bool | None = None
+
+
+Feature = Annotated[NumberFeature | CategoryFeature | BooleanFeature, Field(discriminator="kind")]
+
+
+class Target(_Terms):
+    """The outcome: two values of one column. A row without either is a bad row."""
+
+    name: Name
+    positive: Category
+    negative: Category
+    code: Code | None = None
+
+
+class Schema(_Terms):
+    """What every hospital's table must hold."""
+
+    features: tuple[Feature, ...] = Field(min_length=1)
+    target: Target
+    patient_id: Name | None = None
+    """Column that names the patient; without it each row is a patient of its own."""
+    duplicates: Literal["refuse", "drop", "allow"] = "refuse"
+    max_bad_rows: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of bad rows that are left out, by number, before the whole table is refused."""
+
+
+class Normalisation(_Terms):
+    """Where the constants that centre and scale number features come from.
+
+    ``plan``: each feature's ``mean`` and ``sd``, or the middle and a quarter of its ``range``; touches no data.
+    ``federated``: noisy sums over all hospitals, part of each hospital's epsilon.
+    ``site``: each hospital's own mean and sd; refused with DP, since it couples the rows.
+    """
+
+    method: Literal["plan", "federated", "site"] = "plan"
+    epsilon_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """With ``federated`` and DP: the part of epsilon that the statistics alone may use (0.1 if absent)."""
+
+
+# --- the task ----------------------------------------------------------------------------------------------
+class TabularTask(_Terms):
+    """Risk score on an EHR table. Layers are called ``hidden_0``, ``norm_0``, …, ``head``."""
+
+    name: Literal["tabular"]
+    model: Literal["logistic", "mlp"] = "logistic"
+    hidden: tuple[Count, ...] = ()
+    norm: Literal["none", "layer", "batch"] = "none"
+
+
+# --- the strategy: how the coordinator turns replies into the next model -------------------------------------
+class FedAvg(_Terms):
+    """McMahan et al. 2017. ``server_learning_rate`` 1 is the plain mean."""
+
+    name: Literal["fedavg"]
+    server_learning_rate: Positive = 1.0
+
+
+class FedProx(_Terms):
+    """Li et al. 2020: FedAvg whose local loss is pulled to the incoming model by ``mu``."""
+
+    name: Literal["fedprox"]
+    mu: Positive
+    server_learning_rate: Positive = 1.0
+
+
+class FedAvgM(_Terms):
+    """Hsu et al. 2019: server momentum."""
+
+    name: Literal["fedavgm"]
+    server_learning_rate: Positive = 1.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+
+
+class _Adaptive(_Terms):
+    server_learning_rate: Positive = 0.01
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    tau: Positive = 1e-8
+
+
+class FedAdam(_Adaptive):
+    """Reddi et al. 2021, algorithm 2, Adam."""
+
+    name: Literal["fedadam"]
+
+
+class FedYogi(_Adaptive):
+    """Reddi et al. 2021, algorithm 2, Yogi."""
+
+    name: Literal["fedyogi"]
+
+
+class FedAdagrad(_Adaptive):
+    """Reddi et al. 2021, algorithm 2, Adagrad."""
+
+    name: Literal["fedadagrad"]
+    server_learning_rate: Positive = 0.1
+
+
+class Scaffold(_Terms):
+    """Karimireddy et al. 2020, option II. Control variates travel beside the update."""
+
+    name: Literal["scaffold"]
+    server_learning_rate: Positive = 1.0
+
+
+class TrimmedMean(_Terms):
+    """Yin et al. 2018: drop the ``trim`` largest and smallest values of every coordinate."""
+
+    name: Literal["trimmed-mean"]
+    trim: Count = 1
+
+
+class Median(_Terms):
+    """Yin et al. 2018: the median of every coordinate."""
+
+    name: Literal["median"]
+
+
+class Krum(_Terms):
+    """Blanchard et al. 2017: the update nearest to its neighbours, for up to ``hostile`` bad hospitals."""
+
+    name: Literal["krum"]
+    hostile: Count = 1
+
+
+Strategy = Annotated[
+    FedAvg
+    | FedProx
+    | FedAvgM
+    | FedAdam
+    | FedYogi
+    | FedAdagrad
+    | Scaffold
+    | TrimmedMean
+    | Median
+    | Krum,
+    Field(discriminator="name"),
+]
+
+
+# --- the terms ---------------------------------------------------------------------------------------------
+class Cohort(_Terms):
+    """Who may take part, and how many must answer before a round counts (the quorum)."""
+
+    min_sites: Annotated[int, Field(ge=2)] = 2
+    min_patients: Count = 20
+    """Training patients that a hospital must have; it refuses to train on fewer."""
+    max_rows: Count = 10_000_000
+    """Bound on the row count that a reply may claim as its weight."""
+
+
+class Aggregation(_Terms):
+    """How replies are added up."""
+
+    secure_sum: bool = True
+    """The coordinator sees only the sum. Off is explicit, and shown in the report."""
+    weights: Literal["rows", "equal"] = "rows"
+    max_update_norm: Positive = 1000.0
+    """A reply whose update has a larger ℓ² norm is rejected."""
+
+
+class Training(_Terms):
+    """The local work of one round."""
+
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: Positive
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    batch_size: Count
+    """Rows a step; under DP the expected number, since each row is drawn by a coin of its own."""
+    local_steps: Count
+
+
+class Mechanism(StrEnum):
+    """``site``: DP-SGD, each hospital adds the whole noise itself. ``none``: no differential privacy."""
+
+    SITE = "site"
+    NONE = "none"
+
+
+class Privacy(_Terms):
+    """What each hospital guarantees for the whole run. Neighbouring relation: add or remove one unit."""
+
+    mechanism: Mechanism
+    unit: Literal["record"] | None = None
+    epsilon: Positive | None = None
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = None
+    clip_norm: Positive | None = None
+
+
+class Personalisation(_Terms):
+    """What stays at the hospital."""
+
+    local_layers: tuple[str, ...] = ()
+    """Name prefixes of layers that never leave the hospital (FedBN, Li et al. 2021: ``[norm]``)."""
+    fine_tune_steps: Annotated[int, Field(ge=0)] = 0
+    """Local steps on the final model, kept by the hospital; only its metrics are reported."""
+
+
+class Evaluation(_Terms):
+    """How models are judged, on rows that never train."""
+
+    holdout: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of patients held out, drawn by a hash of the patient and the seed (0.25 if absent)."""
+    split_column: Name | None = None
+    """Instead of ``holdout``: a column that says ``train`` or ``test``."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    interval: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    resamples: Annotated[int, Field(ge=100, le=100_000)] = 1000
+    min_count: Count = 5
+    """Metrics over fewer rows of either outcome do not leave the hospital."""
+
+
+class StudyPlan(_Terms):
+    """The signed terms of one study."""
+
+    study: Slug
+    title: str = Field(min_length=1, max_length=200)
+    version: Count = 1
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Initial model, splits and batch order. Never the noise of differential privacy."""
+    task: TabularTask
+    table: Schema
+    normalisation: Normalisation = Normalisation()
+    cohort: Cohort = Cohort()
+    rounds: Count
+    round_timeout: Positive = 600.0
+    """Seconds after which a round goes on without those who have not answered."""
+    strategy: Strategy
+    aggregation: Aggregation = Aggregation()
+    training: Training
+    privacy: Privacy
+    personalisation: Personalisation = Personalisation()
+    evaluation: Evaluation = Evaluation()
+
+    @property
+    def private(self) -> bool:
+        """Whether differential privacy is on."""
+        return self.privacy.mechanism is not Mechanism.NONE
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical form: JSON with sorted keys, no white space, ASCII."""
+        return hashlib.sha256(self.canonical()).hexdigest()
+
+    def canonical(self) -> bytes:
+        """The bytes that are digested and, one day, signed: every term, defaults written out."""
+        dumped = self.model_dump(mode="json")
+        return json.dumps(dumped, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

@@ -1,0 +1,183 @@
+"""Terms that are sound alone and impossible together. Pure: a plan in, the broken rules out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cloister_shared.plan import (
+    BooleanFeature,
+    CategoryFeature,
+    Krum,
+    Mechanism,
+    Median,
+    NumberFeature,
+    Scaffold,
+    StudyPlan,
+    TrimmedMean,
+)
+
+Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Broken:
+    """One fault: the path of the key, what is wrong with it, and what to write instead."""
+
+    path: Path
+    wrong: str
+    mend: str
+
+
+def broken(plan: StudyPlan) -> Iterator[Broken]:
+    """Every rule that the plan breaks."""
+    yield from _table(plan)
+    yield from _privacy(plan)
+    yield from _strategy(plan)
+    yield from _personalisation(plan)
+    if plan.evaluation.split_column and plan.evaluation.holdout:
+        yield Broken(
+            ("evaluation", "holdout"), "goes against split_column, which already splits the rows", "Keep one of the two."
+        )
+
+
+def _table(plan: StudyPlan) -> Iterator[Broken]:
+    names = [feature.name for feature in plan.table.features]
+    for at, feature in enumerate(plan.table.features):
+        path: Path = ("table", "features", at)
+        if feature.name in names[:at]:
+            yield Broken((*path, "name"), "names a feature a second time", "Give each feature once.")
+        if feature.name in (plan.table.target.name, plan.table.patient_id):
+            yield Broken(
+                (*path, "name"),
+                "is the target or the patient's id as well",
+                "Take it out of the features: it would tell the model the answer or who the patient is.",
+            )
+        if feature.missing in ("fill", "indicator") and feature.fill is None:
+            yield Broken((*path, "missing"), "needs a value to put in", "Add fill: VALUE beside it.")
+        match feature:
+            case NumberFeature(range=(low, high)):
+                if not low < high:
+                    yield Broken((*path, "range"), "does not rise", "Write the lower bound first.")
+                elif feature.fill is not None and not low <= feature.fill <= high:
+                    yield Broken((*path, "fill"), "lies outside the range", "Fill with a plausible value.")
+                if (feature.mean is None) != (feature.sd is None):
+                    missing = "sd" if feature.sd is None else "mean"
+                    yield Broken(path, f"gives mean or sd alone ({missing} is missing)", "Give both or neither.")
+            case CategoryFeature():
+                if len(set(feature.categories)) < len(feature.categories):
+                    yield Broken((*path, "categories"), "holds a category twice", "Give each category once.")
+                if feature.fill is not None and feature.fill not in feature.categories:
+                    yield Broken((*path, "fill"), "is not one of the categories", "Fill with one of them.")
+            case BooleanFeature():
+                pass
+    if plan.table.target.positive == plan.table.target.negative:
+        yield Broken(
+            ("table", "target", "negative"), "equals positive", "Name the two different outcomes of the target."
+        )
+
+
+def _privacy(plan: StudyPlan) -> Iterator[Broken]:
+    terms = plan.privacy
+    given = {
+        "unit": terms.unit,
+        "epsilon": terms.epsilon,
+        "delta": terms.delta,
+        "clip_norm": terms.clip_norm,
+    }
+    if terms.mechanism is Mechanism.NONE:
+        for key, value in given.items():
+            if value is not None:
+                yield Broken(
+                    ("privacy", key), "means nothing with mechanism none", "Take it out, or write mechanism: site."
+                )
+        if plan.normalisation.epsilon_share is not None:
+            yield Broken(
+                ("normalisation", "epsilon_share"), "means nothing with mechanism none", "Take it out."
+            )
+        return
+    for key, value in given.items():
+        if value is None:
+            yield Broken(("privacy",), f"lacks {key}, without which epsilon has no meaning", f"Add {key}.")
+    if terms.delta is not None and terms.delta * plan.cohort.min_patients >= 1:
+        yield Broken(
+            ("privacy", "delta"),
+            f"is not below 1/min_patients ({1 / plan.cohort.min_patients:.2g}), so it would allow a patient's"
+            " record to be published outright",
+            "Write a delta far below that, such as 1e-5.",
+        )
+    if plan.task.norm == "batch":
+        yield Broken(
+            ("task", "norm"),
+            "mixes rows within a batch and keeps un-noised means, so no per-row clip holds under DP",
+            "Write norm: layer or norm: none.",
+        )
+    if plan.normalisation.method == "site":
+        yield Broken(
+            ("normalisation", "method"),
+            "lets every row move every other row's inputs, so no per-row clip holds under DP",
+            "Write method: plan or method: federated.",
+        )
+    if plan.personalisation.fine_tune_steps:
+        yield Broken(
+            ("personalisation", "fine_tune_steps"),
+            "would report metrics of a model trained without noise, which epsilon does not cover",
+            "Write 0, or mechanism: none.",
+        )
+
+
+def _strategy(plan: StudyPlan) -> Iterator[Broken]:
+    strategy, cohort = plan.strategy, plan.cohort
+    robust = isinstance(strategy, TrimmedMean | Median | Krum)
+    if robust and plan.aggregation.secure_sum:
+        yield Broken(
+            ("strategy", "name"),
+            "compares the hospitals' updates one by one, which the secure sum hides",
+            "Write strategy fedavg, or aggregation.secure_sum: false.",
+        )
+    if isinstance(strategy, TrimmedMean) and cohort.min_sites <= 2 * strategy.trim:
+        yield Broken(
+            ("strategy", "trim"),
+            f"leaves nothing of {cohort.min_sites} hospitals",
+            f"Raise cohort.min_sites above {2 * strategy.trim}, or trim less.",
+        )
+    if isinstance(strategy, Krum) and cohort.min_sites < 2 * strategy.hostile + 3:
+        yield Broken(
+            ("strategy", "hostile"),
+            f"needs at least {2 * strategy.hostile + 3} hospitals, and cohort.min_sites is {cohort.min_sites}",
+            "Raise cohort.min_sites or lower hostile.",
+        )
+    if isinstance(strategy, Scaffold) and (plan.training.optimizer != "sgd" or plan.training.momentum):
+        yield Broken(
+            ("strategy", "name"),
+            "corrects plain SGD steps and no others",
+            "Write training.optimizer: sgd with momentum: 0.",
+        )
+    if plan.training.optimizer == "adam" and plan.training.momentum:
+        yield Broken(("training", "momentum"), "is a term of sgd, not of adam", "Take it out.")
+
+
+def _personalisation(plan: StudyPlan) -> Iterator[Broken]:
+    task = plan.task
+    if task.model == "logistic" and task.hidden:
+        yield Broken(("task", "hidden"), "belongs to model mlp", "Write model: mlp, or take hidden out.")
+    if task.model == "logistic" and task.norm != "none":
+        yield Broken(("task", "norm"), "belongs to model mlp", "Write model: mlp, or take norm out.")
+    if task.model == "mlp" and not task.hidden:
+        yield Broken(("task", "model"), "needs the width of its hidden layers", "Add hidden: [64].")
+    depth = len(task.hidden)
+    layers = [f"hidden_{i}" for i in range(depth)] + ["head"]
+    if task.norm != "none":
+        layers += [f"norm_{i}" for i in range(depth)]
+    local = plan.personalisation.local_layers
+    for at, prefix in enumerate(local):
+        if not any(layer.startswith(prefix) for layer in layers):
+            yield Broken(
+                ("personalisation", "local_layers", at),
+                "is no layer of this model",
+                f"Write one of {', '.join(sorted(layers))}, or the start of one.",
+            )
+    if layers and all(any(layer.startswith(prefix) for prefix in local) for layer in layers):
+        yield Broken(
+            ("personalisation", "local_layers"), "keeps every layer at the hospital", "Leave one to be shared."
+        )

@@ -1,0 +1,37 @@
+"""Risk score on an EHR table: logistic regression or a multi-layer perceptron on encoded features."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cloister_shared.plan import StudyPlan
+from cloister_shared.schema import columns
+
+
+def model(plan: StudyPlan) -> nn.Module:
+    """Layers ``hidden_i``, ``norm_i``, ``relu_i``, …, ``head``; one logit out. No hidden layer: logistic regression."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    width = len(columns(plan.table))
+    for i, units in enumerate(plan.task.hidden):
+        layers[f"hidden_{i}"] = nn.Linear(width, units)
+        if plan.task.norm != "none":
+            layers[f"norm_{i}"] = nn.LayerNorm(units) if plan.task.norm == "layer" else nn.BatchNorm1d(units)
+        layers[f"relu_{i}"] = nn.ReLU()
+        width = units
+    layers["head"] = nn.Linear(width, 1)
+    return nn.Sequential(layers)
+
+
+def loss(output: Tensor, target: Tensor) -> Tensor:
+    """Mean binary cross-entropy of the logits; shapes [n, 1] and [n]."""
+    return functional.binary_cross_entropy_with_logits(output.squeeze(1), target)
+
+
+def risk(output: Tensor) -> NDArray[np.float64]:
+    """Predicted probabilities of the positive outcome, shape [n]."""
+    return output.squeeze(1).double().sigmoid().numpy()

@@ -1,0 +1,39 @@
+"""Every task that a plan can name, on one page. A task is one file beside this one and one line here."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cloister_shared.plan import StudyPlan
+from cloister_shared.tasks import tabular
+
+
+class Task(Protocol):
+    """What a task file offers: from the plan's schema to a model, its loss and what its output means."""
+
+    @staticmethod
+    def model(plan: StudyPlan) -> nn.Module:
+        """The untrained network; weights come from torch's generator."""
+        ...
+
+    @staticmethod
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        """Mean over rows of a loss that no two rows share, so that one row's gradient can be clipped."""
+        ...
+
+    @staticmethod
+    def risk(output: Tensor) -> NDArray[np.float64]:
+        """Predicted probability of the positive outcome, shape [n]."""
+        ...
+
+
+TASKS: dict[str, Task] = {"tabular": tabular}
+
+
+def task_of(plan: StudyPlan) -> Task:
+    """The task that a plan names."""
+    return TASKS[plan.task.name]

@@ -1,0 +1,1 @@
+"""The same coordinator and hospital code on one machine."""

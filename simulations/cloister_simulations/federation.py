@@ -1,0 +1,359 @@
+"""Train the same study four ways on the same splits: pooled, each hospital alone, federated, federated with DP.
+
+The federated ways run the real coordinator and the real hospital code; only the wire between them differs by
+engine. Each way and seed has a folder of its own; what is finished there is not done again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cloister_client.app import Site, client_app, own_constants
+from cloister_client.connectors.table import open_table
+from cloister_client.dataset import Dataset, Rows, load_dataset, normalised
+from cloister_client.evaluate import at_a_glance, enough, risks
+from cloister_client.privacy import plain
+from cloister_client.train import train
+from cloister_server.app import Finished, server_app
+from cloister_server.store import RoundRecord, Store
+from cloister_shared import budget, durable
+from cloister_shared.plan import StudyPlan
+from cloister_shared.plan_file import amend
+from cloister_shared.schema import numbers, plan_constants
+from cloister_shared.tasks.layout import initial_model
+from cloister_shared.tasks.metrics import Estimate, evaluate, reliability
+from cloister_shared.tasks.zoo import task_of
+from cloister_shared.wire import Ticket, TicketHeader
+from cloister_simulations.grid import Fault, InProcessGrid
+from cloister_simulations.hospitals import build
+from cloister_simulations.scenario import Scenario
+
+Metrics = dict[str, Estimate]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train: ``pooled``, ``alone``, ``federated``, or ``private`` at an epsilon."""
+
+    kind: str
+    epsilon: float | None = None
+
+    @property
+    def name(self) -> str:
+        """As tables show it."""
+        return {
+            "pooled": "Pooled, no privacy",
+            "alone": "Each hospital alone",
+            "federated": "Federated, no privacy",
+            "private": f"Federated, ε = {self.epsilon:g}" if self.epsilon else "",
+        }[self.kind]
+
+    @property
+    def folder(self) -> str:
+        """As folders are called."""
+        return f"private-{self.epsilon:g}" if self.epsilon else self.kind
+
+
+@dataclass
+class Result:
+    """How one arm did with one seed. ``overall`` is over the held-out rows of all hospitals together."""
+
+    arm: Arm
+    seed: int
+    overall: Metrics
+    sites: dict[str, Metrics]
+    curve: list[dict[str, float]]
+    """After so many rounds: mean over hospitals of loss and AUROC."""
+    reliability: list[tuple[float, float, int]]
+    """Predicted risk, observed share, patients: the calibration plot."""
+    epsilon: dict[str, float] = field(default_factory=dict[str, float])
+    """Spent by each hospital, by its own ledger."""
+    tuned: dict[str, Metrics] = field(default_factory=dict[str, Metrics])
+    """After local fine-tuning, where the plan has it."""
+    rejected: list[str] = field(default_factory=list[str])
+    """Who missed which round, and why."""
+    seconds: float = 0.0
+    plan: str = ""
+    """Digest of the plan that this arm ran."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that a report shows."""
+
+    scenario: Scenario
+    results: list[Result]
+    rows: dict[str, dict[str, int]]
+    """Each hospital's training rows, held-out rows and outcomes, with the first seed."""
+    engine: str
+    reproducible_noise: bool
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run a comparison; none of it changes what a plan promises, but ``noise_seed``, which voids it."""
+
+    folder: Path
+    engine: str = "in-process"
+    resume: bool = False
+    faults: tuple[Fault, ...] = ()
+    noise_seed: int | None = None
+    seeds: tuple[int, ...] | None = None
+    arms: tuple[str, ...] | None = None
+
+
+Notice = Callable[[Arm, int, int, Mapping[str, float]], None]
+"""Told after each round: arm, seed, round, and the round's mean metrics."""
+
+
+def arms_of(scenario: Scenario, only: Sequence[str] | None = None) -> list[Arm]:
+    """The ways to compare, in the order that tables show them."""
+    epsilons = scenario.simulation.epsilons or ((scenario.plan.privacy.epsilon,) if scenario.plan.private else ())
+    private = [Arm("private", epsilon) for epsilon in epsilons]
+    return [a for a in [Arm("pooled"), Arm("alone"), Arm("federated"), *private] if only is None or a.kind in only]
+
+
+def plan_for(plan: StudyPlan, arm: Arm, seed: int) -> StudyPlan:
+    """The plan as this arm runs it: with this seed and epsilon, or without privacy."""
+    if arm.kind == "private":
+        return amend(plan, seed=seed, privacy={"epsilon": arm.epsilon})
+    share = {"normalisation": {"epsilon_share": None}}
+    none = {"mechanism": "none", "unit": None, "epsilon": None, "delta": None, "clip_norm": None}
+    return amend(plan, seed=seed, privacy=none, **share)
+
+
+def compare(scenario: Scenario, options: Options, notice: Notice = lambda *_: None) -> Comparison:
+    """Set up the hospitals and run every arm with every seed.
+
+    Raises:
+        CloisterError: the plan, a table or a cohort was refused, or a round lost its quorum.
+    """
+    site_files = build(scenario.simulation.hospitals, options.folder / "hospitals")
+    results: list[Result] = []
+    rows: dict[str, dict[str, int]] = {}
+    for seed in options.seeds or scenario.simulation.seeds:
+        datasets: dict[str, Dataset] = {}
+        for arm in arms_of(scenario, options.arms):
+            plan = plan_for(scenario.plan, arm, seed)
+            folder = options.folder / f"seed-{seed}" / arm.folder
+            kept = folder / "result.json"
+            if not datasets:
+                datasets = {path.parent.name: load_dataset(open_table(path), plan) for path in site_files}
+                rows = rows or {site: _counts(dataset) for site, dataset in datasets.items()}
+            if options.resume and kept.exists():
+                result = result_from_json(json.loads(kept.read_text(encoding="utf-8")))
+                if result.plan == plan.digest:
+                    results.append(result)
+                    continue
+            began = time.perf_counter()
+            run = {"pooled": run_pooled, "alone": run_alone}.get(arm.kind, run_federated)
+            result = run(plan, datasets, arm, folder, options, notice)
+            result.seconds, result.plan = time.perf_counter() - began, plan.digest
+            folder.mkdir(parents=True, exist_ok=True)
+            durable.save_text(kept, json.dumps(asdict(result)))
+            results.append(result)
+    return Comparison(scenario, results, rows, options.engine, options.noise_seed is not None, options.folder)
+
+
+# --- the ways ----------------------------------------------------------------------------------------------
+def run_pooled(
+    plan: StudyPlan, datasets: Mapping[str, Dataset], arm: Arm, folder: Path, options: Options, notice: Notice
+) -> Result:
+    """All rows in one place: what federation is measured against. As many rows a step as all hospitals together."""
+    everyone = _concatenated([dataset.train for dataset in datasets.values()])
+    constants = _constants(plan, next(iter(datasets.values())), everyone)
+    columns = next(iter(datasets.values())).columns
+    tests = {site: normalised(dataset.test, columns, constants) for site, dataset in datasets.items()}
+    batch = plan.training.batch_size * len(datasets)
+    curve, said = _train_here(plan, normalised(everyone, columns, constants), tests, batch, plan.rounds, arm, notice)
+    return _result(plan, arm, said, curve)
+
+
+def run_alone(
+    plan: StudyPlan, datasets: Mapping[str, Dataset], arm: Arm, folder: Path, options: Options, notice: Notice
+) -> Result:
+    """Each hospital with its own rows only, judged on its own patients."""
+    said: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+    curves: list[list[dict[str, float]]] = []
+    for site, dataset in datasets.items():
+        constants = _constants(plan, dataset, dataset.train)
+        own = normalised(dataset.train, dataset.columns, constants)
+        test = {site: normalised(dataset.test, dataset.columns, constants)}
+        curve, one = _train_here(plan, own, test, plan.training.batch_size, plan.rounds, arm, lambda *_: None)
+        said |= one
+        curves.append(curve)
+        notice(arm, plan.seed, plan.rounds * len(said) // len(datasets), curve[-1])
+    mean = [{"round": n, **_mean_metrics(points)} for n, points in enumerate(zip(*curves, strict=True))]
+    return _result(plan, arm, said, mean)
+
+
+def run_federated(
+    plan: StudyPlan, datasets: Mapping[str, Dataset], arm: Arm, folder: Path, options: Options, notice: Notice
+) -> Result:
+    """The real coordinator and the real hospitals, over the engine that the options name."""
+    from cloister_simulations.engines import ENGINES
+
+    if not options.resume:
+        _clear(folder)
+    store, ended = Store(folder), list[Finished]()
+    sites = {
+        name: Site(plan, dataset, folder / "sites" / name, noise_seed=options.noise_seed)
+        for name, dataset in datasets.items()
+    }
+
+    def each(record: RoundRecord) -> None:
+        notice(arm, plan.seed, record.round, _mean_metrics(record.metrics.values()))
+
+    ENGINES[options.engine](server_app(plan, store, ended.append, each), sites, options.faults)
+    final = ended[0]
+    rounds = store.rounds(upto=final.checkpoint.round)
+    said = {name: _final_risks(site, final) for name, site in sites.items()}
+    curve = [{"round": record["round"] - 1, **_mean_metrics(record["metrics"].values())} for record in rounds]
+    result = _result(plan, arm, said, curve)
+    judged = {name: _estimates(header.estimates, len(said[name][0])) for name, header in final.judged.items()}
+    # What the report shows of a hospital is what that hospital sent, not what the simulation could look up.
+    result.sites |= {name: found["final"] for name, found in judged.items() if "final" in found}
+    result.tuned = {name: found["fine-tuned"] for name, found in judged.items() if found.get("fine-tuned")}
+    result.rejected = [
+        f"round {record['round']}, {name}: {reason}" for record in rounds for name, reason in record["rejected"].items()
+    ] + [f"final evaluation, {name}: {reason}" for name, reason in final.silent.items()]
+    for name, site in sites.items():
+        if site.ledger and plan.privacy.delta:
+            result.epsilon[name] = budget.epsilon(site.ledger.history(final.checkpoint.run), plan.privacy.delta)
+            site.ledger.close()
+    return result
+
+
+def _final_risks(site: Site, final: Finished) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Outcomes and predicted risks of one hospital's held-out rows under the final model (simulation only)."""
+    checkpoint = final.checkpoint
+    header = TicketHeader(
+        run=checkpoint.run,
+        plan=checkpoint.plan,
+        round=checkpoint.round + 1,
+        site=site.name,
+        normalisation=checkpoint.normalisation,
+    )
+    return site.final_risks(Ticket(header, {"model": checkpoint.model}))
+
+
+def _train_here(
+    plan: StudyPlan, rows: Rows, tests: Mapping[str, Rows], batch: int, rounds: int, arm: Arm, notice: Notice
+) -> tuple[list[dict[str, float]], dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]]:
+    """Train one model in this process; its curve, and outcomes and risks of each hospital's held-out rows."""
+    task, model = task_of(plan), initial_model(plan)
+    generator = torch.Generator().manual_seed(plan.seed)
+    mechanism = plain(model, task, rows, batch, generator)
+    curve: list[dict[str, float]] = []
+    for number in range(rounds + 1):
+        seen = _mean_metrics(at_a_glance(model, task, test, plan.evaluation) for test in tests.values())
+        curve.append({"round": number, **seen})
+        notice(arm, plan.seed, number, seen)
+        if number < rounds:
+            train(model, mechanism.gradient, plan.training, plan.training.local_steps)
+    said = {site: (test.y.numpy().astype(float), risks(model, task, test)) for site, test in tests.items()}
+    return curve, said
+
+
+def _result(
+    plan: StudyPlan,
+    arm: Arm,
+    said: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
+    curve: list[dict[str, float]],
+) -> Result:
+    y, p = (np.concatenate([pair[i] for pair in said.values()]) for i in (0, 1))
+    overall = _judge(plan, y, p)
+    if not curve or curve[-1]["round"] < plan.rounds:
+        of_sites = [_judge(plan, *pair, resamples=1)["auroc"].value for pair in said.values()]
+        known = [value for value in of_sites if value is not None]
+        curve = [*curve, {"round": plan.rounds, **({"auroc": float(np.mean(known))} if known else {})}]
+    # As at a real hospital, too few patients of either outcome are not judged.
+    sites = {site: _judge(plan, *pair) if enough(pair[0], plan.evaluation) else {} for site, pair in said.items()}
+    return Result(arm, plan.seed, overall, sites, curve, reliability(y, p))
+
+
+def _judge(plan: StudyPlan, y: NDArray[np.float64], p: NDArray[np.float64], resamples: int | None = None) -> Metrics:
+    terms = plan.evaluation
+    return evaluate(
+        y, p, threshold=terms.threshold, level=terms.interval, resamples=resamples or terms.resamples, seed=plan.seed
+    )
+
+
+# --- small things --------------------------------------------------------------------------------------------
+def _constants(plan: StudyPlan, dataset: Dataset, rows: Rows) -> tuple[tuple[float, float], ...]:
+    """Without privacy and in one place, statistics are simply taken; the plan's constants stay the plan's."""
+    if plan.normalisation.method == "plan":
+        return tuple(plan_constants(feature) for feature in numbers(plan.table))
+    at = [i for i, column in enumerate(dataset.columns) if column.kind == "number" and not column.absent]
+    return own_constants(rows, at)
+
+
+def _concatenated(parts: Sequence[Rows]) -> Rows:
+    offset, patients = 0, list[NDArray[np.int64]]()
+    for part in parts:
+        patients.append(part.patients + offset)
+        offset += int(part.patients.max(initial=-1)) + 1
+    return Rows(torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts]), np.concatenate(patients))
+
+
+def _mean_metrics(found: Iterable[Mapping[str, float | None]]) -> dict[str, float]:
+    """Mean over hospitals of what they reported."""
+    seen: dict[str, list[float]] = {}
+    for metrics in found:
+        for name in ("loss", "auroc"):
+            if (value := metrics.get(name)) is not None:
+                seen.setdefault(name, []).append(value)
+    return {name: float(np.mean(values)) for name, values in seen.items()}
+
+
+def _counts(dataset: Dataset) -> dict[str, int]:
+    return {
+        "train": len(dataset.train),
+        "test": len(dataset.test),
+        "patients": dataset.quality.patients,
+        "positives": dataset.quality.positives,
+        "left out": dataset.quality.rows - len(dataset.train) - len(dataset.test),
+    }
+
+
+def _estimates(found: Mapping[str, Mapping[str, Sequence[float | None]]], n: int) -> dict[str, Metrics]:
+    return {
+        model: {name: Estimate(value, low, high, n) for name, (value, low, high) in metrics.items()}
+        for model, metrics in found.items()
+    }
+
+
+def _clear(folder: Path) -> None:
+    """Forget an earlier run of this arm: without --resume it begins anew."""
+    import shutil
+
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def result_from_json(value: Mapping[str, Any]) -> Result:
+    """What ``asdict`` wrote, read back."""
+
+    def metrics(found: Mapping[str, Mapping[str, Any]]) -> Metrics:
+        return {name: Estimate(**estimate) for name, estimate in found.items()}
+
+    return Result(
+        **{
+            **value,
+            "arm": Arm(**value["arm"]),
+            "overall": metrics(value["overall"]),
+            "sites": {site: metrics(found) for site, found in value["sites"].items()},
+            "tuned": {site: metrics(found) for site, found in value["tuned"].items()},
+            "reliability": [tuple(point) for point in value["reliability"]],
+        }
+    )

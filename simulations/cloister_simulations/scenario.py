@@ -1,0 +1,73 @@
+"""A scenario file: which hospitals to set up here, and the plan they run."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cloister_shared.errors import PlanRefused
+from cloister_shared.plan import Positive, StudyPlan
+from cloister_shared.plan_file import Source as Document
+from cloister_shared.plan_file import load, parse
+from cloister_shared.plan_rules import broken
+from cloister_simulations.hospitals import Source
+
+
+class _Terms(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class Simulation(_Terms):
+    """What a simulation adds to a plan."""
+
+    hospitals: Source
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
+    """One repetition each: another split, another initial model, another batch order."""
+    epsilons: tuple[Positive, ...] = ()
+    """Privacy levels to compare; the plan's own if empty."""
+
+
+class Scenario(_Terms):
+    """A plan and the hospitals to simulate it with."""
+
+    simulation: Simulation
+    plan: StudyPlan
+    name: str
+
+
+class _Parts(_Terms):
+    simulation: dict[str, object]
+    plan: dict[str, object]
+
+
+def shipped() -> dict[str, Path]:
+    """The scenarios that come with Cloister, by name."""
+    folder = Path(str(files("cloister_simulations") / "scenarios"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def read_scenario(name_or_path: str) -> Scenario:
+    """A shipped scenario by name, or a file.
+
+    Raises:
+        PlanRefused: there is no such scenario, or it is malformed: one sentence for each fault.
+    """
+    path = shipped().get(name_or_path, Path(name_or_path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError):
+        raise PlanRefused(
+            f"There is no scenario {name_or_path}.", mend=f"Name a file, or one of {', '.join(shipped())}."
+        ) from None
+    except UnicodeDecodeError:
+        raise PlanRefused(f"{path.name} is not UTF-8 text.", mend="Save it as plain UTF-8 YAML.") from None
+    document: Document = load(text, path.name)
+    parse(_Parts, document)
+    return Scenario(
+        simulation=parse(Simulation, document.below("simulation")),
+        plan=parse(StudyPlan, document.below("plan"), broken),
+        name=path.stem,
+    )
