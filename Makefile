@@ -39,7 +39,7 @@ format: $(VENV)/.dev ## Rewrite the code in the house format
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-figures: $(VENV)/.sim ## Run a benchmark: make figures TOPIC=study
+figures: $(VENV)/.dev ## Run a benchmark: make figures TOPIC=study
 	@test -n "$(TOPIC)" || { echo "Name a benchmark: make figures TOPIC=study"; exit 2; }
 	@$(BIN)/python simulations/benchmarks/$(TOPIC).py $(ARGS)
 

@@ -47,6 +47,7 @@ class Site:
     def __init__(self, plan: StudyPlan, dataset: Dataset, folder: Path, *, noise_seed: int | None = None) -> None:
         """``folder`` keeps the ledger and the answers. ``noise_seed`` voids privacy; simulations alone pass it."""
         self.plan, self.dataset, self.name = plan, dataset, dataset.quality.site
+        self._digest = plan.digest  # taken once: every ticket is held against it
         self.task, self.model = task_of(plan), initial_model(plan)
         self.layout = layout_of(plan, self.model)
         folder.mkdir(parents=True, exist_ok=True)
@@ -153,9 +154,9 @@ class Site:
             TicketRefused: it is for another plan, hospital or round, or its model has another size.
         """
         header = ticket.header
-        if header.plan != self.plan.digest:
+        if header.plan != self._digest:
             raise TicketRefused(
-                f"The ticket is for plan {header.plan[:12]}; {self.name} approved {self.plan.digest[:12]}.",
+                f"The ticket is for plan {header.plan[:12]}; {self.name} approved {self._digest[:12]}.",
                 mend="Send the plan to the hospital for approval first.",
             )
         if header.site != self.name:

@@ -190,7 +190,7 @@ def _parse(
                 _note(report, "outside the plan's range", np.isfinite(numbers) & ~((low <= numbers) & (numbers <= high)))
             return numbers
         case CategoryFeature(categories=categories):
-            spelt = {str(category): category for category in categories}
+            spelt = {_word(category): category for category in categories}
             words = _words(raw)
             _note(report, "unknown category", ~gaps & ~np.isin(words, list(spelt)))
             return np.array([spelt.get(word) for word in words], dtype=object)
@@ -207,7 +207,7 @@ def _check_target(frame: pd.DataFrame, plan: StudyPlan, values: dict[str, NDArra
     report.columns.append(column)
     gaps = frame[target.name].isna().to_numpy()
     words = _words(frame[target.name])
-    positive, negative = words == str(target.positive), words == str(target.negative)
+    positive, negative = words == _word(target.positive), words == _word(target.negative)
     column.missing = int(gaps.sum())
     _note(column, "missing target", gaps)
     _note(column, "neither outcome", ~gaps & ~positive & ~negative)
@@ -231,7 +231,12 @@ def _check_whole_rows(frame: pd.DataFrame, plan: StudyPlan, report: QualityRepor
     if split := plan.evaluation.split_column:
         column = ColumnReport(split)
         report.columns.append(column)
-        _note(column, "neither train nor test", ~np.isin(_words(frame[split]), ("train", "test")))
+        part = _words(frame[split])
+        _note(column, "neither train nor test", ~np.isin(part, ("train", "test")))
+        if plan.table.patient_id:
+            patient = _words(frame[plan.table.patient_id])
+            both = np.intersect1d(patient[part == "train"], patient[part == "test"])
+            _note(column, "patient in both train and test", (patient != "") & np.isin(patient, both))
 
 
 def _note(report: ColumnReport, problem: str, where: NDArray[np.bool_]) -> None:
@@ -240,9 +245,14 @@ def _note(report: ColumnReport, problem: str, where: NDArray[np.bool_]) -> None:
 
 
 def _words(raw: pd.Series[Any]) -> NDArray[np.str_]:
-    """Cells as text, trimmed; 1.0 reads as 1, as spreadsheets write whole numbers."""
-    words = np.array(["" if cell is None or cell != cell else str(cell).strip() for cell in raw], dtype=str)
-    return np.array([word[:-2] if word.endswith(".0") and word[:-2].lstrip("-").isdigit() else word for word in words], dtype=str)
+    """Cells as text, gaps as empty text."""
+    return np.array(["" if cell is None or cell != cell else _word(cell) for cell in raw], dtype=str)
+
+
+def _word(cell: object) -> str:
+    """A cell or one of the plan's categories as text, trimmed; 1.0 reads as 1, as spreadsheets write whole numbers."""
+    word = str(cell).strip()
+    return word[:-2] if word.endswith(".0") and word[:-2].lstrip("-").isdigit() else word
 
 
 def _rows(numbers: list[int], most: int = 8) -> str:
@@ -272,7 +282,10 @@ def _patients(frame: pd.DataFrame, plan: StudyPlan, keep: NDArray[np.bool_]) -> 
 def _testing(
     frame: pd.DataFrame, plan: StudyPlan, keep: NDArray[np.bool_], patients: NDArray[np.int64], keys: list[str]
 ) -> NDArray[np.bool_]:
-    """Which rows are held out: all rows of a patient or none, and the same ones whatever the order of the file."""
+    """Which rows are held out: all rows of a patient or none, and the same ones whatever the order of the file.
+
+    Without patient ids a row is known by its number, so that the order of the file matters.
+    """
     if plan.evaluation.split_column:
         return _words(frame[plan.evaluation.split_column])[keep] == "test"
     holdout = plan.evaluation.holdout or 0.25

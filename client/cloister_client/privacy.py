@@ -8,6 +8,7 @@ and its seed is never kept; only a simulation that says so may pass one.
 from __future__ import annotations
 
 import secrets
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -68,6 +69,8 @@ def dp_sgd(
     from opacus.grad_sample import GradSampleModule
     from opacus.optimizers import DPOptimizer
 
+    # Opacus hooks every layer; that the first one's inputs want no gradient is no news.
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")
     refuse_running_statistics(model)
     terms, batch_size = plan.privacy, plan.training.batch_size
     if terms.epsilon is None or terms.delta is None or terms.clip_norm is None:

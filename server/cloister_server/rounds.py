@@ -90,11 +90,11 @@ def collect(
 ) -> dict[Who, str]:
     """Give each reply to ``accept`` as it comes and let it go, until all have answered or the deadline passes.
 
+    Only waiting counts towards the deadline: in process, a hospital works while its reply is pulled.
     Returns who gave no valid reply, and why: an error, a reply that ``accept`` rejects, or silence.
     """
-    waiting, rejected = dict(sent), dict[Who, str]()
-    deadline = time.monotonic() + timeout
-    while waiting and time.monotonic() < deadline:
+    waiting, rejected, waited = dict(sent), dict[Who, str](), 0.0
+    while waiting and waited < timeout:
         arrived = False
         for message in grid.pull_messages(list(waiting)):
             arrived = True
@@ -108,7 +108,9 @@ def collect(
                     rejected[who] = str(odd)
             del message  # before the next one is pulled, so that one reply is held at a time
         if not arrived:
+            began = time.monotonic()
             time.sleep(0.01)
+            waited += time.monotonic() - began
     return rejected | {who: f"no answer within {timeout:g} s" for who in waiting.values()}
 
 

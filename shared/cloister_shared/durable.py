@@ -1,12 +1,13 @@
-"""Named arrays with a header, in a file that is whole or absent. The format is safetensors: data, never code."""
+"""Named float32 vectors with a header, in a file that is whole or absent: safetensors, data and never code."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +16,10 @@ from safetensors.numpy import save_file
 
 from cloister_shared.errors import CheckpointBroken
 
-Arrays = dict[str, NDArray[Any]]
+Arrays = dict[str, NDArray[np.float32]]
 
 
-def save(path: Path, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+def save(path: Path, header: Mapping[str, Any], arrays: Mapping[str, NDArray[np.float32]]) -> None:
     """Write beside ``path``, flush to disk, then rename over it: a reader sees the old file or the new one."""
     beside = path.with_name(path.name + ".tmp")
     save_file(dict(arrays), beside, metadata={"header": json.dumps(header)})
@@ -48,16 +49,26 @@ def _flush(path: Path) -> None:
 
 
 def load(path: Path) -> tuple[dict[str, Any], Arrays]:
-    """Header and arrays of a file that ``save`` wrote.
+    """Header and arrays of a file that ``save`` wrote; each array is read once, into memory of its own.
 
     Raises:
         CheckpointBroken: the file is not one of ours, or is damaged.
     """
     try:
-        with safe_open(path, framework="numpy") as file:
-            arrays: Arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a mapping
-            return json.loads(file.metadata()["header"]), arrays
+        with safe_open(path, framework="numpy") as checked:  # it holds every offset against the file's length
+            header = json.loads(checked.metadata()["header"])
+            parts = {name: checked.get_slice(name) for name in checked.offset_keys()}
+            if any(part.get_dtype() != "F32" for part in parts.values()):
+                raise ValueError("an array is not float32")
+            shapes = {name: part.get_shape() for name, part in parts.items()}
+        with path.open("rb") as file:  # a length, the safetensors header, then the arrays one after the other
+            file.seek(8 + int.from_bytes(file.read(8), "little"))
+            return header, {name: _read(file, shape) for name, shape in shapes.items()}
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointBroken(
             f"{path} is damaged or was not written by Cloister.", mend="Restore it from a backup, or start the run anew."
         ) from error
+
+
+def _read(file: BinaryIO, shape: list[int]) -> NDArray[np.float32]:
+    return np.fromfile(file, "<f4", math.prod(shape)).reshape(shape)

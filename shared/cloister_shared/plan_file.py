@@ -9,7 +9,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -27,17 +27,18 @@ class Source:
     name: str
     terms: object
     lines: Mapping[Path, int] = field(default_factory=dict[Path, int])
+    prefix: Path = ()
 
     def below(self, key: str) -> Source:
         """The part of the document under ``key``, with its lines kept."""
         lines = {path[1:]: line for path, line in self.lines.items() if path[:1] == (key,)}
-        return Source(self.name, _at(self.terms, (key,)), lines)
+        return Source(self.name, _at(self.terms, (key,)), lines, (*self.prefix, key))
 
     def sentence(self, fault: Broken) -> str:
         """Line, key, value and what is wrong with it; the mend is not part of it."""
         line = next((self.lines[p] for n in range(len(fault.path), -1, -1) if (p := fault.path[:n]) in self.lines), None)
         where = f"{self.name} line {line}" if line else self.name
-        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault.path).lstrip(".")
+        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in (*self.prefix, *fault.path)).lstrip(".")
         value = _at(self.terms, fault.path)
         shown = "" if value is None or isinstance(value, dict) else f" = {json.dumps(value, default=str)[:60]}"
         return f"{where}: {key or 'the document'}{shown} {fault.wrong}."
@@ -117,10 +118,34 @@ def _root_causes(faults: list[Broken]) -> list[Broken]:
 
 
 # --- YAML with line numbers --------------------------------------------------------------------------------
+class _NotPlain(yaml.MarkedYAMLError):
+    """YAML, but more than plain values."""
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's core schema: ``1e-5`` is a number, ``no`` and ``2020-01-01`` are text."""
+    """YAML 1.2's core schema: ``1e-5`` is a number, ``no`` and ``2020-01-01`` are text, ``010`` is ten.
+
+    No aliases, so that ten lines cannot unfold to thousands of millions of values; no tags, which ask for objects.
+    """
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = typing.cast(Any, self.peek_event())  # pyright: ignore
+        if isinstance(event, yaml.AliasEvent):
+            raise _NotPlain(problem=f"*{event.anchor} is an alias", problem_mark=event.start_mark)
+        if event.tag:
+            raise _NotPlain(problem=f"{event.tag} is a tag", problem_mark=event.start_mark)
+        if self._depth == _DEEPEST:
+            raise _NotPlain(problem="it is nested too deep", problem_mark=event.start_mark)
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
+_DEEPEST = 30
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
 _Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
@@ -146,11 +171,11 @@ def load(text: str, name: str) -> Source:
         lines = dict(_lines(node, (), name))
         return Source(name, loader.construct_document(node), lines)  # pyright: ignore
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
+        mark, not_plain = error.problem_mark, isinstance(error, _NotPlain)
         line = f" line {mark.line + 1}" if mark else ""
         raise PlanRefused(
-            f"{name}{line}: this is not YAML: {error.problem or error.context}.",
-            mend="Check indentation, colons and brackets on that line.",
+            f"{name}{line}: this is not {'plain ' if not_plain else ''}YAML: {error.problem or error.context}.",
+            mend="Write the value out." if not_plain else "Check indentation, colons and brackets on that line.",
         ) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         said = (str(error).splitlines() or ["too deep"])[0]
@@ -208,9 +233,21 @@ def _explained(model: type[BaseModel], detail: ErrorDetails) -> Broken:
             key, bound = next(iter(context.items()))
             return Broken(path, f"must be {words[key]} {bound}", "Write a number within that bound.")
         case "string_pattern_mismatch":
-            return Broken(path, f"does not have the form {context['pattern']}", "Write it in that form.")
+            return Broken(
+                path, f"does not have the form {context['pattern']}", _FORMS.get(last, "Write it in that form.")
+            )
+        case _ if detail["input"] is None:
+            return Broken(path, "is empty", _type_mend(kind))
         case _:
             return Broken(path, f"is not accepted: {_lower(detail['msg'])}", _type_mend(kind))
+
+
+_SMALL = "Write it in small letters, digits and hyphens."
+_FORMS: dict[str | int, str] = {
+    "study": _SMALL,
+    "site": _SMALL,
+    "code": "Write the vocabulary, a colon and the code: LOINC:2093-3.",
+}
 
 
 def _type_mend(kind: str) -> str:
@@ -221,6 +258,7 @@ def _type_mend(kind: str) -> str:
         "string": "Write text, in quotes if it looks like a number.",
         "tuple": "Write a list: [a, b].",
         "model": "Write a section of keys below it.",
+        "dict": "Write a section of keys below it.",
         "too": "Write as many entries as it says.",
         "finite": "Write an ordinary number.",
     }
@@ -250,7 +288,11 @@ def _resolve(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[P
         if tagged:
             kinds = tagged
             continue
-        if not models and isinstance(part, str):
+        named = [kind for kind in kinds if getattr(kind, "__name__", "") == part] if len(kinds) > 1 else []
+        if named:
+            kinds = named
+            continue
+        if isinstance(part, str) and not models and not any(map(_is_mapping, kinds)):
             continue
         owner = models[0] if models else owner
         path = (*path, part)
@@ -271,11 +313,16 @@ def _kinds_below(kinds: list[Any], part: str | int) -> list[Any]:
         below = [argument for kind in kinds for argument in typing.get_args(kind)]
     else:
         below = [k.model_fields[part].annotation for k in kinds if _is_model(k) and part in k.model_fields]
+        below += [typing.get_args(kind)[1] for kind in kinds if _is_mapping(kind)]
     return [member for kind in below for member in _members(kind)]
 
 
 def _is_model(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _is_mapping(kind: Any) -> bool:
+    return typing.get_origin(kind) is dict
 
 
 def _members(annotation: Any) -> list[Any]:
@@ -289,6 +336,8 @@ def _members(annotation: Any) -> list[Any]:
 
 
 def _tags(model: type[BaseModel]) -> tuple[object, ...]:
-    """The discriminator's values of a union member (``kind`` or ``name``)."""
-    field = model.model_fields.get("kind") or model.model_fields.get("name")
-    return typing.get_args(field.annotation) if field else ()
+    """The discriminator's values of a union member: its one required literal (``kind``, ``name`` or ``source``)."""
+    for described in model.model_fields.values():
+        if described.is_required() and typing.get_origin(described.annotation) is Literal:
+            return typing.get_args(described.annotation)
+    return ()

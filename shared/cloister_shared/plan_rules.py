@@ -32,12 +32,20 @@ class Broken:
 def broken(plan: StudyPlan) -> Iterator[Broken]:
     """Every rule that the plan breaks."""
     yield from _table(plan)
+    yield from _normalisation(plan)
     yield from _privacy(plan)
     yield from _strategy(plan)
     yield from _personalisation(plan)
     if plan.evaluation.split_column and plan.evaluation.holdout:
         yield Broken(
             ("evaluation", "holdout"), "goes against split_column, which already splits the rows", "Keep one of the two."
+        )
+    table = plan.table
+    if plan.evaluation.split_column in {table.target.name, table.patient_id, *(f.name for f in table.features)} - {None}:
+        yield Broken(
+            ("evaluation", "split_column"),
+            "is a feature, the target or the patient's id as well",
+            "Name a column of its own, or write holdout.",
         )
 
 
@@ -55,6 +63,10 @@ def _table(plan: StudyPlan) -> Iterator[Broken]:
             )
         if feature.missing in ("fill", "indicator") and feature.fill is None:
             yield Broken((*path, "missing"), "needs a value to put in", "Add fill: VALUE beside it.")
+        if feature.missing in ("refuse", "drop") and feature.fill is not None:
+            yield Broken(
+                (*path, "fill"), f"is never used with missing: {feature.missing}", "Write missing: fill, or take fill out."
+            )
         match feature:
             case NumberFeature(range=(low, high)):
                 if not low < high:
@@ -65,15 +77,33 @@ def _table(plan: StudyPlan) -> Iterator[Broken]:
                     missing = "sd" if feature.sd is None else "mean"
                     yield Broken(path, f"gives mean or sd alone ({missing} is missing)", "Give both or neither.")
             case CategoryFeature():
-                if len(set(feature.categories)) < len(feature.categories):
+                if len({str(category) for category in feature.categories}) < len(feature.categories):
                     yield Broken((*path, "categories"), "holds a category twice", "Give each category once.")
                 if feature.fill is not None and feature.fill not in feature.categories:
                     yield Broken((*path, "fill"), "is not one of the categories", "Fill with one of them.")
             case BooleanFeature():
                 pass
-    if plan.table.target.positive == plan.table.target.negative:
+    if plan.table.target.name == plan.table.patient_id:
+        yield Broken(("table", "patient_id"), "is the target as well", "Name the column that tells patients apart.")
+    if str(plan.table.target.positive) == str(plan.table.target.negative):
         yield Broken(
             ("table", "target", "negative"), "equals positive", "Name the two different outcomes of the target."
+        )
+
+
+def _normalisation(plan: StudyPlan) -> Iterator[Broken]:
+    terms = plan.normalisation
+    if terms.epsilon_share is not None and not plan.private:
+        yield Broken(("normalisation", "epsilon_share"), "means nothing with mechanism none", "Take it out.")
+    elif terms.epsilon_share is not None and terms.method != "federated":
+        yield Broken(
+            ("normalisation", "epsilon_share"),
+            f"means nothing with method {terms.method}",
+            "Write method: federated, or take it out.",
+        )
+    if terms.method == "federated" and not any(isinstance(f, NumberFeature) for f in plan.table.features):
+        yield Broken(
+            ("normalisation", "method"), "has no number feature to take statistics of", "Write method: plan."
         )
 
 
@@ -91,10 +121,6 @@ def _privacy(plan: StudyPlan) -> Iterator[Broken]:
                 yield Broken(
                     ("privacy", key), "means nothing with mechanism none", "Take it out, or write mechanism: site."
                 )
-        if plan.normalisation.epsilon_share is not None:
-            yield Broken(
-                ("normalisation", "epsilon_share"), "means nothing with mechanism none", "Take it out."
-            )
         return
     for key, value in given.items():
         if value is None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 from flwr.app import Context, RecordDict
-from flwr.serverapp import ServerApp
+from flwr.serverapp import Grid, ServerApp
 
 from cloister_client.app import Site, client_app
 from cloister_shared.errors import PlanRefused
 from cloister_simulations.grid import Fault, InProcessGrid
-
-_OPEN: dict[Path, Site] = {}
-"""The hospitals that this worker process of Ray has open."""
 
 Engine = Callable[[ServerApp, Mapping[str, Site], tuple[Fault, ...]], None]
 
@@ -25,35 +26,92 @@ def in_process(server: ServerApp, sites: Mapping[str, Site], faults: tuple[Fault
     server(grid, Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={}))
 
 
+# --- Ray ---------------------------------------------------------------------------------------------------
+_ENVIRONMENT = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "FLWR_LOG_LEVEL": "ERROR",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or Ray warns of what a later version will do
+}
+"""Nothing phones home, and no idle talk. The worker processes inherit it."""
+
+_OPEN: dict[Any, Site] = {}
+"""The hospitals that this worker process has open, by their place in Ray's store."""
+
+
 def ray(server: ServerApp, sites: Mapping[str, Site], faults: tuple[Fault, ...]) -> None:
-    """Flower's simulation engine: each hospital in a worker process of Ray.
+    """Flower's simulation engine: hospitals work at the same time, in as many worker processes as there are cores.
 
     Raises:
         PlanRefused: Ray is not installed, or faults were asked for, which only ``in-process`` injects.
+        CloisterError: what the coordinator raised.
     """
     if faults:
         raise PlanRefused("Faults need the in-process engine.", mend="Leave out --engine ray or --fault.")
+    os.environ.update(_ENVIRONMENT)
     try:
-        import ray  # noqa: F401  # pyright: ignore
+        import ray as cluster  # pyright: ignore
     except ImportError:
         raise PlanRefused("The engine ray is not installed.", mend="Run pip install 'cloister[ray]'.") from None
     from flwr.simulation import run_simulation
 
-    # A closure over these travels to the workers; whichever worker gets a message opens that hospital there.
-    places = [(site.plan, site.dataset, site.folder, site.noise_seed) for site in sites.values()]
+    watched, raised = _watched(server)
+    workers = min(len(sites), os.cpu_count() or 1)
+    # Workers import what this process can, also where it was put on the path by hand.
+    path = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with _hushed("flwr"):
+        try:
+            cluster.init(
+                num_cpus=workers, include_dashboard=False, logging_level="ERROR", runtime_env={"env_vars": path}
+            )
+            # Each hospital travels once, into Ray's store; a worker fetches it when that hospital is first asked.
+            places = [cluster.put((s.plan, s.dataset, s.folder, s.noise_seed)) for s in sites.values()]
+            run_simulation(
+                server_app=watched,
+                client_app=client_app(lambda context: _opened(places[int(context.node_config["partition-id"])])),
+                num_supernodes=len(sites),
+                backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+            )
+        finally:
+            cluster.shutdown()
+    if raised:
+        raise raised[0]
 
-    def open_site(context: Context) -> Site:
-        plan, dataset, folder, noise_seed = places[int(context.node_config["partition-id"])]
-        if folder not in _OPEN:
-            _OPEN[folder] = Site(plan, dataset, folder, noise_seed=noise_seed)
-        return _OPEN[folder]
 
-    run_simulation(
-        server_app=server,
-        client_app=client_app(open_site),
-        num_supernodes=len(sites),
-        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": 2}},
-    )
+def _opened(place: Any) -> Site:
+    """In a worker: a hospital, opened when it is first asked and kept open."""
+    if place not in _OPEN:
+        import ray as cluster  # pyright: ignore
+
+        plan, dataset, folder, noise_seed = cluster.get(place)
+        _OPEN[place] = Site(plan, dataset, folder, noise_seed=noise_seed)
+    return _OPEN[place]
+
+
+def _watched(server: ServerApp) -> tuple[ServerApp, list[Exception]]:
+    """The same ServerApp, and where what it raises is put: Flower runs it in a thread and waits for its answer."""
+    app, raised = ServerApp(), list[Exception]()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        try:
+            server(grid, context)
+        except Exception as error:
+            raised.append(error)
+
+    return app, raised
+
+
+@contextmanager
+def _hushed(name: str) -> Iterator[None]:
+    """Only errors of that logger."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 ENGINES: dict[str, Engine] = {"in-process": in_process, "ray": ray}

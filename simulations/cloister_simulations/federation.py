@@ -26,6 +26,7 @@ from cloister_client.train import train
 from cloister_server.app import Finished, server_app
 from cloister_server.store import RoundRecord, Store
 from cloister_shared import budget, durable
+from cloister_shared.errors import DataRefused
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend
 from cloister_shared.schema import numbers, plan_constants
@@ -84,6 +85,8 @@ class Result:
     seconds: float = 0.0
     plan: str = ""
     """Digest of the plan that this arm ran."""
+    reproducible_noise: bool = False
+    """Whether any round of it drew noise that can be drawn again, and so gave no privacy."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,8 @@ class Options:
 
 Notice = Callable[[Arm, int, int, Mapping[str, float]], None]
 """Told after each round: arm, seed, round, and the round's mean metrics."""
+Done = Callable[[Result], None]
+"""Told after each arm and seed, resumed ones too."""
 
 
 def arms_of(scenario: Scenario, only: Sequence[str] | None = None) -> list[Arm]:
@@ -132,7 +137,9 @@ def plan_for(plan: StudyPlan, arm: Arm, seed: int) -> StudyPlan:
     return amend(plan, seed=seed, privacy=none, **share)
 
 
-def compare(scenario: Scenario, options: Options, notice: Notice = lambda *_: None) -> Comparison:
+def compare(
+    scenario: Scenario, options: Options, notice: Notice = lambda *_: None, done: Done = lambda result: None
+) -> Comparison:
     """Set up the hospitals and run every arm with every seed.
 
     Raises:
@@ -148,12 +155,16 @@ def compare(scenario: Scenario, options: Options, notice: Notice = lambda *_: No
             folder = options.folder / f"seed-{seed}" / arm.folder
             kept = folder / "result.json"
             if not datasets:
-                datasets = {path.parent.name: load_dataset(open_table(path), plan) for path in site_files}
+                opened = [load_dataset(open_table(path), plan) for path in site_files]
+                datasets = {dataset.quality.site: dataset for dataset in opened}
+                if len(datasets) < len(opened):
+                    raise DataRefused("Two hospitals have the same name.", mend="Give each site.yaml its own site.")
                 rows = rows or {site: _counts(dataset) for site, dataset in datasets.items()}
             if options.resume and kept.exists():
                 result = result_from_json(json.loads(kept.read_text(encoding="utf-8")))
                 if result.plan == plan.digest:
                     results.append(result)
+                    done(result)
                     continue
             began = time.perf_counter()
             run = {"pooled": run_pooled, "alone": run_alone}.get(arm.kind, run_federated)
@@ -162,7 +173,9 @@ def compare(scenario: Scenario, options: Options, notice: Notice = lambda *_: No
             folder.mkdir(parents=True, exist_ok=True)
             durable.save_text(kept, json.dumps(asdict(result)))
             results.append(result)
-    return Comparison(scenario, results, rows, options.engine, options.noise_seed is not None, options.folder)
+            done(result)
+    reproducible = any(result.reproducible_noise for result in results)
+    return Comparison(scenario, results, rows, options.engine, reproducible, options.folder)
 
 
 # --- the ways ----------------------------------------------------------------------------------------------
@@ -206,6 +219,9 @@ def run_federated(
     if not options.resume:
         _clear(folder)
     store, ended = Store(folder), list[Finished]()
+    reproducible = folder / "noise-is-reproducible"  # a file, so that a run resumed without the seed still says so
+    if plan.private and options.noise_seed is not None:
+        reproducible.touch()
     sites = {
         name: Site(plan, dataset, folder / "sites" / name, noise_seed=options.noise_seed)
         for name, dataset in datasets.items()
@@ -220,6 +236,7 @@ def run_federated(
     said = {name: _final_risks(site, final) for name, site in sites.items()}
     curve = [{"round": record["round"] - 1, **_mean_metrics(record["metrics"].values())} for record in rounds]
     result = _result(plan, arm, said, curve)
+    result.reproducible_noise = reproducible.exists()
     judged = {name: _estimates(header.estimates, len(said[name][0])) for name, header in final.judged.items()}
     # What the report shows of a hospital is what that hospital sent, not what the simulation could look up.
     result.sites |= {name: found["final"] for name, found in judged.items() if "final" in found}
@@ -273,19 +290,18 @@ def _result(
 ) -> Result:
     y, p = (np.concatenate([pair[i] for pair in said.values()]) for i in (0, 1))
     overall = _judge(plan, y, p)
-    if not curve or curve[-1]["round"] < plan.rounds:
-        of_sites = [_judge(plan, *pair, resamples=1)["auroc"].value for pair in said.values()]
-        known = [value for value in of_sites if value is not None]
-        curve = [*curve, {"round": plan.rounds, **({"auroc": float(np.mean(known))} if known else {})}]
     # As at a real hospital, too few patients of either outcome are not judged.
     sites = {site: _judge(plan, *pair) if enough(pair[0], plan.evaluation) else {} for site, pair in said.items()}
+    if not curve or curve[-1]["round"] < plan.rounds:
+        known = [value for found in sites.values() if found and (value := found["auroc"].value) is not None]
+        curve = [*curve, {"round": plan.rounds, **({"auroc": float(np.mean(known))} if known else {})}]
     return Result(arm, plan.seed, overall, sites, curve, reliability(y, p))
 
 
-def _judge(plan: StudyPlan, y: NDArray[np.float64], p: NDArray[np.float64], resamples: int | None = None) -> Metrics:
+def _judge(plan: StudyPlan, y: NDArray[np.float64], p: NDArray[np.float64]) -> Metrics:
     terms = plan.evaluation
     return evaluate(
-        y, p, threshold=terms.threshold, level=terms.interval, resamples=resamples or terms.resamples, seed=plan.seed
+        y, p, threshold=terms.threshold, level=terms.interval, resamples=terms.resamples, seed=plan.seed
     )
 
 

@@ -5,6 +5,7 @@ connector. Every source is deterministic: the same terms give the same bytes.
 
     breast-cancer   comes with scikit-learn, split here      heart-disease   four real hospitals
     generated-ehr   drawn here from a known risk             readmission     real encounters, proxy hospitals
+    tables          your own
 """
 
 from __future__ import annotations
@@ -77,7 +78,16 @@ class GeneratedEhr(_Terms):
     """Share of laboratory values that are absent; each hospital's own share lies between 0 and twice this."""
 
 
-Source = Annotated[BreastCancer | HeartDisease | Readmission | GeneratedEhr, Field(discriminator="source")]
+class Tables(_Terms):
+    """Your own tables: the ``site.yaml`` of each hospital, paths as seen from the scenario file."""
+
+    source: Literal["tables"]
+    sites: tuple[str, ...] = Field(min_length=2)
+
+
+Source = Annotated[
+    BreastCancer | HeartDisease | Readmission | GeneratedEhr | Tables, Field(discriminator="source")
+]
 
 
 # --- on disk -----------------------------------------------------------------------------------------------
@@ -101,6 +111,8 @@ def build(source: Source, folder: Path) -> list[Path]:
         DataRefused: the source needs records that are not on this machine.
     """
     match source:
+        case Tables(sites=sites):
+            return [Path(site) for site in sites]
         case BreastCancer():
             hospitals, suffix = _breast_cancer(source), "csv"
         case HeartDisease():

@@ -13,7 +13,7 @@ from cloister_shared.plan import Positive, StudyPlan
 from cloister_shared.plan_file import Source as Document
 from cloister_shared.plan_file import load, parse
 from cloister_shared.plan_rules import broken
-from cloister_simulations.hospitals import Source
+from cloister_simulations.hospitals import Source, Tables
 
 
 class _Terms(BaseModel):
@@ -66,8 +66,13 @@ def read_scenario(name_or_path: str) -> Scenario:
         raise PlanRefused(f"{path.name} is not UTF-8 text.", mend="Save it as plain UTF-8 YAML.") from None
     document: Document = load(text, path.name)
     parse(_Parts, document)
+    simulation = parse(Simulation, document.below("simulation"))
+    if isinstance(simulation.hospitals, Tables):
+        seen_from_here = tuple(str(path.parent / site) for site in simulation.hospitals.sites)
+        hospitals = simulation.hospitals.model_copy(update={"sites": seen_from_here})
+        simulation = simulation.model_copy(update={"hospitals": hospitals})
     return Scenario(
-        simulation=parse(Simulation, document.below("simulation")),
+        simulation=simulation,
         plan=parse(StudyPlan, document.below("plan"), broken),
         name=path.stem,
     )

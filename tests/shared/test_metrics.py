@@ -173,6 +173,19 @@ def test_calibration_slope_where_a_plain_newton_step_overshoots() -> None:
     assert slope == pytest.approx(model.coef_[0, 0], rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("y", "p", "expected"),
+    [
+        ([0, 1, 0, 1], [0.4, 0.5, 0.50000001, 0.500001], nan),  # all but separate: exp overflows on the way
+        ([1, 1, 0, 1], [0.0, 0.49999999, 0.5, 0.50000001], nan),  # a row without curvature on the way
+        ([0, 1, 1, 0], [0.5, 0.5, 0.500001, 0.500001], 0.0),  # a last step of exactly 0
+    ],
+)
+def test_awkward_calibration_slopes_print_no_warning(y: list[int], p: list[float], expected: float) -> None:
+    slope = METRICS["calibration_slope"](np.array(y, float), np.array(p), np.ones((1, len(y))))[0]
+    assert slope == pytest.approx(expected, abs=1e-6, nan_ok=True)
+
+
 # Estimates and intervals.
 
 
@@ -211,11 +224,11 @@ def test_one_patient() -> None:
 
 
 def test_the_threshold_itself_is_called_positive() -> None:
-    y, p = [0, 0, 1, 1], [0.1, 0.3, 0.3, 0.9]
+    y, p = [0, 0, 0, 1, 1], [0.1, 0.3, 0.3, 0.3, 0.9]
     at = {name: answer.value for name, answer in evaluate(y, p, threshold=0.3, resamples=5).items()}
     above = {name: answer.value for name, answer in evaluate(y, p, threshold=0.31, resamples=5).items()}
-    assert (at["accuracy"], at["sensitivity"], at["specificity"]) == (0.75, 1.0, 0.5)
-    assert (above["accuracy"], above["sensitivity"], above["specificity"]) == (0.75, 0.5, 1.0)
+    assert (at["accuracy"], at["sensitivity"], at["specificity"]) == (0.6, 1.0, 1 / 3)
+    assert (above["accuracy"], above["sensitivity"], above["specificity"]) == (0.8, 0.5, 1.0)
 
 
 @pytest.mark.parametrize("level", [0.5, 0.95])

@@ -11,9 +11,13 @@ Values keep the hospital's spelling until ``dataset`` checks them; only units ar
 
 from __future__ import annotations
 
+import csv
+import gzip
+import zlib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,6 +28,7 @@ from cloister_shared.schema import numbers
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pint
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "?")
 """Spellings of a missing value in a CSV."""
@@ -112,9 +117,6 @@ class TableConnector:
         Raises:
             DataRefused: a unit is not known, or does not measure the same thing.
         """
-        import pint
-
-        registry = pint.UnitRegistry(cache_folder=None)
         found: dict[str, tuple[float, float]] = {}
         features = {feature.name: feature for feature in numbers(schema)}
         for name, given in self.site.table.units.items():
@@ -128,12 +130,13 @@ class TableConnector:
                 continue
             wanted = features[name].unit or ""
             try:
-                zero = registry.Quantity(0.0, given).to(wanted).magnitude
-                found[name] = (registry.Quantity(1.0, given).to(wanted).magnitude - zero, zero)
-            except (pint.errors.PintError, AssertionError, ValueError, TypeError, AttributeError):
+                zero, one = (_units().Quantity(value, given).to(wanted).magnitude for value in (0.0, 1.0))
+                found[name] = (one - zero, zero)
+            except Exception:  # pint reads a unit with Python's tokenizer, and raises whatever that meets
                 raise DataRefused(
                     f"site.yaml of {self.site.site}: {name} is in {given}, which cannot become {wanted or 'a bare number'}.",
-                    mend=f"Correct the unit, or write {name}: {{unit: {given}, factor: NUMBER}} with value * factor in {wanted}.",
+                    mend=f"Correct the unit, or write {name}: {{unit: {given}, factor: NUMBER}}, with value * factor in"
+                    f" {wanted or 'the scale of the plan'}.",
                 ) from None
         return found
 
@@ -146,6 +149,7 @@ class TableConnector:
                 frame = pd.read_parquet(self.path)
                 return frame.head(rows) if rows is not None else frame.reset_index(drop=True)
             if self.path.suffix in (".csv", ".gz"):
+                _check_shape(self.path, where)
                 return pd.read_csv(
                     self.path, dtype=str, keep_default_na=False, na_values=list(MISSING), nrows=rows, skipinitialspace=True
                 )
@@ -155,24 +159,71 @@ class TableConnector:
             ) from None
         except UnicodeDecodeError:
             raise DataRefused(f"{where} is not UTF-8 text.", mend="Export it as CSV in UTF-8.") from None
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, EOFError, zlib.error) as error:
             # pandas' and pyarrow's messages may quote a cell, so only the kind of fault is repeated.
             raise DataRefused(
                 f"{where} cannot be read as a table ({type(error).__name__}).",
-                mend="Every row needs as many cells as the header; export it again as CSV or Parquet.",
+                mend="Name a file of the kind that its ending says, or export it again.",
             ) from None
         raise DataRefused(f"{where} is neither CSV nor Parquet.", mend="Name a file that ends in .csv, .csv.gz or .parquet.")
+
+
+@cache
+def _units() -> pint.UnitRegistry[Any]:
+    """Every unit that pint knows; half a second to read in."""
+    import pint
+
+    return pint.UnitRegistry(cache_folder=None)
+
+
+def _check_shape(path: Path, where: str) -> None:
+    """Refuse a CSV whose rows and header differ in length: pandas would move or pad cells without a word.
+
+    Raises:
+        DataRefused: names the first such row, or the column that stands there twice.
+    """
+    number = 0
+    with gzip.open(path, "rt", encoding="utf-8-sig", newline="") if path.suffix == ".gz" else path.open(
+        encoding="utf-8-sig", newline=""
+    ) as file:
+        rows = (row for row in csv.reader(file, skipinitialspace=True, strict=True) if row not in ([], [""]))
+        try:
+            header = next(rows, [])
+            if len(header) < 2:
+                raise DataRefused(
+                    f"{where} has {len(header) or 'no'} column{'' if len(header) == 1 else 's'}.",
+                    mend="Export it as CSV with a header, and commas between the cells.",
+                )
+            # Not the name: where the header was forgotten, this is a patient's row.
+            if twice := [at for at, name in enumerate(header, start=1) if name and header.count(name) > 1]:
+                raise DataRefused(
+                    f"{where} has one name for columns {', '.join(map(str, twice))}.", mend="Correct the file's header."
+                )
+            for number, row in enumerate(rows, start=1):
+                if len(row) != len(header):
+                    raise DataRefused(
+                        f"{where}: row {number} has {len(row)} cells, and the header has {len(header)}.",
+                        mend="Every row needs as many cells as the header; a cell that holds a comma stands in quotes.",
+                    )
+        except csv.Error as error:
+            raise DataRefused(
+                f"{where}: row {number + 1} is not CSV: {error}.", mend="Close every quote; write a quote in a cell twice."
+            ) from None
 
 
 def open_table(site_yaml: Path) -> TableConnector:
     """The connector that a ``site.yaml`` describes.
 
     Raises:
-        DataRefused: there is no such file.
+        DataRefused: there is no such file, or it is not text.
         PlanRefused: it is malformed.
     """
     try:
         text = site_yaml.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise DataRefused(f"{site_yaml} is not there.", mend="Give the path of the hospital's site.yaml.") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise DataRefused(
+            f"{site_yaml} cannot be read ({type(error).__name__}).", mend="Give a site.yaml in UTF-8 that you may read."
+        ) from None
     return TableConnector(parse(SiteFile, load(text, site_yaml.name)), site_yaml.parent)

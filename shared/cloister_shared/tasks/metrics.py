@@ -146,7 +146,7 @@ def calibration_slope(y: Vector, p: Vector, weights: Matrix) -> Vector:
     """Slope of the logistic regression of y on logit(p), with an intercept and no penalty (Cox 1958).
 
     1 is calibrated, below 1 is too extreme: overfitted (Steyerberg 2019, chapter 15). NaN where no finite
-    slope exists.
+    slope exists, or NEWTON_STEPS do not reach it, as where the classes all but separate.
 
     Newton's method on all rows at once. A step that moves some patient's logit by r > 1 is shortened to
     log(1 + r) / r of itself, which lowers the loss from any start, because the logistic loss is
@@ -164,7 +164,7 @@ def calibration_slope(y: Vector, p: Vector, weights: Matrix) -> Vector:
     weights = weights[rows]
     intercept, slope = np.full(1, centre), np.full(1, scale)  # perfect calibration: one start for every row
     for _ in range(NEWTON_STEPS):
-        with np.errstate(all="ignore"):  # a row whose curvature vanishes turns NaN and is dropped below
+        with np.errstate(all="ignore"):  # a logit below -709, a flat row, a step of 0: all harmless
             chance = 1 / (1 + np.exp(-intercept[:, None] - slope[:, None] * x))
             g0, g1 = ((weights * (y - chance)) @ powers[:, :2]).T
             h0, h1, h2 = ((weights * (chance * (1 - chance))) @ powers).T
@@ -202,9 +202,7 @@ def reliability(y: ArrayLike, p: ArrayLike, bins: int = 10) -> list[tuple[float,
     y, p = _checked(y, p)
     if bins < 1:
         raise ValueError("Expected at least one bin.")
-    if len(y) == 0:
-        return []
-    last_ranks = np.arange(1, bins) * len(p) // bins - 1  # of every bin but the highest; -1 for an empty one
+    last_ranks = np.arange(1, bins) * len(p) // bins - 1  # of each bin but the highest; -1 if empty
     bin_of = np.searchsorted(np.sort(p)[last_ranks[last_ranks >= 0]], p)
     members = [bin_of == number for number in np.unique(bin_of)]
     return [(float(p[m].mean()), float(y[m].mean()), int(m.sum())) for m in members]

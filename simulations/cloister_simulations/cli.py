@@ -1,0 +1,301 @@
+"""``cloister-sim``: run a study on this machine, list the scenarios that come with Cloister, check one.
+
+Nothing slow is imported before a command knows that it needs it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cloister_shared.errors import CloisterError, PlanRefused, Refusal
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cloister_simulations.federation import Arm, Comparison, Done, Notice, Options, Result
+    from cloister_simulations.scenario import Scenario
+
+app = typer.Typer(
+    name="cloister-sim",
+    help="Train across simulated hospitals on this machine, with the code that real ones run.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+)
+
+ARMS = ("pooled", "alone", "federated", "private")
+ENGINES = ("in-process", "ray")  # as engines.ENGINES names them; that module takes seconds to import
+_WIDTH = 100
+
+
+@app.command()
+def run(
+    scenario: Annotated[str, typer.Argument(help="A scenario that comes with Cloister, or a file.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the results.  [default: runs/NAME]")] = None,
+    engine: Annotated[
+        str, typer.Option(help="in-process, or ray: a worker process for each hospital.")
+    ] = ENGINES[0],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep what is finished in the folder and go on.")
+    ] = False,
+    seed: Annotated[
+        list[str] | None, typer.Option(metavar="N", help="Only this seed; may be repeated.")
+    ] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ARM", help=f"Only this way: {', '.join(ARMS)}; may be repeated."),
+    ] = None,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND:HOSPITAL:ROUND", help="Let a reply drop, delay, corrupt or nan; may be repeated."
+        ),
+    ] = None,
+    reproducible_noise: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="Draw the noise from a seed. VOIDS ALL PRIVACY; for debugging."),
+    ] = None,
+) -> None:
+    """Train pooled, alone, federated and with privacy; write a report."""
+    with _in_plain_words():
+        seeds = tuple(dict.fromkeys(_whole_number(text, "--seed") for text in seed or ()))
+        noise = (
+            None if reproducible_noise is None else _whole_number(reproducible_noise, "--reproducible-noise")
+        )
+        _one_of("arm", arm or (), ARMS)
+        _one_of("engine", (engine,), ENGINES)
+        if noise is not None:
+            typer.secho("NOISE REPRODUCIBLE: this run gives no privacy.", err=True, bold=True, fg="red")
+        from cloister_simulations.scenario import read_scenario
+
+        read = read_scenario(scenario)
+        folder = _writable(out or Path("runs") / read.name)
+        from cloister_simulations.federation import Options
+        from cloister_simulations.grid import read_fault
+
+        faults = tuple(read_fault(text) for text in fault or ())
+        if faults:
+            _check_faults([(f.site, f.round) for f in faults], read, folder)
+        _hush()
+        _run(read, Options(folder, engine, resume, faults, noise, seeds or None, tuple(arm) if arm else None))
+
+
+@app.command("list")
+def list_() -> None:
+    """Name the scenarios that come with Cloister."""
+    with _in_plain_words():
+        from cloister_simulations.scenario import read_scenario, shipped
+
+        for name in shipped():
+            read = read_scenario(name)
+            typer.echo(f"{name}\n  {read.plan.title}\n  {_hospitals(read)}")
+            seeds = len(read.simulation.seeds)
+            typer.echo(f"  {read.plan.rounds} rounds, {seeds} seeds, ε {_epsilons(read)}")
+
+
+@app.command()
+def check(file: Annotated[str, typer.Argument(help="A scenario file, or a scenario's name.")]) -> None:
+    """Read a scenario and say what it would run, or what is wrong with it."""
+    with _in_plain_words():
+        from cloister_simulations.scenario import read_scenario
+
+        read = read_scenario(file)
+        plan = read.plan
+        aggregation = (
+            "on" if plan.aggregation.secure_sum else "off: the coordinator sees each hospital's update"
+        )
+        facts = {
+            "study": f"{plan.study}: {plan.title}",
+            "plan digest": plan.digest,
+            "hospitals": _hospitals(read),
+            "features": str(len(plan.table.features)),
+            "rounds": str(plan.rounds),
+            "seeds": ", ".join(map(str, read.simulation.seeds)),
+            "epsilon": _epsilons(read),
+            "secure sum": aggregation,
+        }
+        for name, fact in facts.items():
+            typer.echo(f"{name:<12} {fact}")
+
+
+def main() -> None:
+    """The program."""
+    app()
+
+
+# --- running -----------------------------------------------------------------------------------------------
+def _run(scenario: Scenario, options: Options) -> None:
+    from rich.console import Console
+
+    from cloister_simulations.federation import arms_of, compare
+
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(highlight=False, width=_WIDTH)
+    if not (arms := arms_of(scenario, options.arms)):
+        raise PlanRefused(
+            "The plan has no privacy, so there is no arm private.", mend="Leave out --arm private."
+        )
+    try:
+        with _watched(scenario, options.seeds or scenario.simulation.seeds, arms, console) as (notice, done):
+            found = compare(scenario, options, notice, done)
+        _tell(found, console)
+    except KeyboardInterrupt:
+        typer.echo("\nInterrupted; the same command with --resume goes on.", err=True)
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def _watched(
+    scenario: Scenario, seeds: Sequence[int], arms: Sequence[Arm], console: Console
+) -> Iterator[tuple[Notice, Done]]:
+    """A bar for each arm on a terminal; elsewhere a line for each finished arm and seed."""
+    if not console.is_terminal:
+        yield lambda *_: None, lambda result: print(_line(result), flush=True)  # noqa: T201
+        return
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+    rounds = scenario.plan.rounds
+    said = (TextColumn("{task.completed:.0f}/{task.total:.0f} rounds"), TextColumn("{task.fields[auroc]}"))
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), *said, console=console
+    ) as bars:
+        tasks = {
+            arm: bars.add_task(arm.name, total=len(seeds) * rounds, auroc="", start=False) for arm in arms
+        }
+
+        def notice(arm: Arm, seed: int, number: int, metrics: object) -> None:
+            value = metrics.get("auroc") if isinstance(metrics, dict) else None
+            bars.start_task(tasks[arm])
+            auroc = "" if value is None else f"AUROC {value:.3f}"
+            bars.update(tasks[arm], completed=seeds.index(seed) * rounds + min(number, rounds), auroc=auroc)
+
+        def done(result: Result) -> None:
+            value = result.overall["auroc"].value if "auroc" in result.overall else None
+            auroc = "" if value is None else f"AUROC {value:.3f}"
+            bars.start_task(tasks[result.arm])
+            bars.update(tasks[result.arm], completed=(seeds.index(result.seed) + 1) * rounds, auroc=auroc)
+
+        yield notice, done
+
+
+def _line(result: Result) -> str:
+    return f"{result.arm.name}, seed {result.seed}: AUROC {result.overall['auroc']}, {result.seconds:.1f} s"
+
+
+def _tell(found: Comparison, console: Console) -> None:
+    """The tables, where the report is, and what to try next."""
+    from cloister_simulations import report
+    from cloister_simulations.scenario import shipped
+
+    path = report.write(found)
+    for table in report.tables(found):
+        console.print()
+        console.print(table)
+    if found.reproducible_noise:
+        console.print("NOISE REPRODUCIBLE: this run gives no privacy.", style="bold red")
+    console.print(f"\nReport   {path}", soft_wrap=True)
+    name, site = found.scenario.name, max(found.rows, key=lambda site: found.rows[site]["train"])
+    other = next((n for n in ("generated-ehr", "breast-cancer") if n != name and n in shipped()), name)
+    console.print("\nWhat to try next", style="bold")
+    tries = {
+        f"cloister-sim run {other}": "other hospitals (cloister-sim list names all)",
+        f"cloister-sim run {name} --arm federated --fault drop:{site}:3": "a hospital misses a round",
+        "docs/guides/researcher.md": "how to change the plan",
+    }
+    for command, why in tries.items():
+        console.print(f"  {command}\n      {why}", soft_wrap=True)
+
+
+# --- what can be wrong with a command ----------------------------------------------------------------------
+@contextmanager
+def _in_plain_words() -> Iterator[None]:
+    """A quiet environment; and what a user can cause ends in a sentence on stderr, never in a traceback."""
+    for name, value in {
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_LOG_LEVEL": "ERROR",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore:Full backward hook is firing",  # for the worker processes of ray
+    }.items():
+        os.environ.setdefault(name, value)
+    try:
+        yield
+    except CloisterError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1 if isinstance(error, Refusal) else 2) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        typer.echo(f"{error.filename} could not be read or written ({error.strerror}).", err=True)
+        raise typer.Exit(2) from None
+
+
+def _hush() -> None:
+    """Leave out what tells a user nothing: Opacus on inputs that need no gradient, and Flower's log."""
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+
+
+def _whole_number(text: str, option: str) -> int:
+    if text.isdecimal() and int(text) < 2**31:
+        return int(text)
+    raise PlanRefused(
+        f"{option} {text} is not a whole number from 0 to {2**31 - 1}.", mend=f"Write {option} 0."
+    )
+
+
+def _one_of(what: str, words: Sequence[str], known: Sequence[str]) -> None:
+    for word in words:
+        if word not in known:
+            raise PlanRefused(f"There is no {what} {word}.", mend=f"Write one of {', '.join(known)}.")
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise Refusal(
+            f"Nothing can be written in {folder} ({error.strerror}).", mend="Name another with --out."
+        ) from None
+    return folder
+
+
+def _check_faults(faults: Sequence[tuple[str, int]], scenario: Scenario, folder: Path) -> None:
+    """A fault at a hospital or in a round that is not there would quietly test nothing."""
+    from cloister_simulations.hospitals import build
+
+    sites = [path.parent.name for path in build(scenario.simulation.hospitals, folder / "hospitals")]
+    for site, number in faults:
+        _one_of("hospital", (site,), sites)
+        if not 1 <= number <= scenario.plan.rounds:
+            raise PlanRefused(
+                f"There is no round {number}.", mend=f"Write one from 1 to {scenario.plan.rounds}."
+            )
+
+
+def _hospitals(scenario: Scenario) -> str:
+    source = scenario.simulation.hospitals
+    named = {"heart-disease": "four real hospitals", "readmission": "six proxy hospitals (admission sources)"}
+    sites = f"{getattr(source, 'sites', '')} invented hospitals"
+    return f"{source.source}: {named.get(source.source, sites)}"
+
+
+def _epsilons(scenario: Scenario) -> str:
+    levels = scenario.simulation.epsilons or (scenario.plan.privacy.epsilon,)
+    return ", ".join(f"{level:g}" for level in levels if level) or "none"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""What a comparison found: the numbers of its tables, and what may be said of them.
+
+Every number is a mean over the seeds of what `federation` measured; nothing is judged again here. Where two
+intervals overlap the words say that no difference is proven.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from cloister_shared.tasks.metrics import Estimate
+from cloister_simulations.federation import Arm, Comparison, Metrics, Result
+
+DASH = "\u2013"
+NOTHING = Estimate(None, None, None, 0)
+
+
+@dataclass(frozen=True)
+class ArmRow:
+    """How well one arm predicts for the held-out patients of all hospitals together."""
+
+    arm: Arm
+    metrics: Metrics
+    over_seeds: str
+    """The least and the greatest AUROC."""
+    epsilon: str
+    """The most that any hospital spent in any run of the arm, by its own ledger."""
+
+    def __getitem__(self, metric: str) -> Estimate:
+        return self.metrics.get(metric, NOTHING)
+
+
+@dataclass(frozen=True)
+class HospitalRow:
+    """One hospital: its rows, AUROC on its own patients by arm, and what its ledgers say."""
+
+    name: str
+    train: int
+    test: int
+    positive: float
+    """Share of its rows that have the outcome."""
+    auroc: dict[Arm, Estimate]
+    """Without the arms that could not say."""
+    tuned: Estimate
+    """After local fine-tuning, where the plan has it."""
+    spent: dict[Arm, float]
+    """The most over seeds."""
+
+
+def by_arm(comparison: Comparison) -> dict[Arm, list[Result]]:
+    """The results of each arm, a result a seed."""
+    arms: dict[Arm, list[Result]] = {}
+    for result in comparison.results:
+        arms.setdefault(result.arm, []).append(result)
+    return arms
+
+
+def seeds_of(comparison: Comparison) -> list[int]:
+    """The seeds that were run, in order."""
+    return list(dict.fromkeys(result.seed for result in comparison.results))
+
+
+def interval_level(comparison: Comparison) -> str:
+    """The coverage of every interval, such as 95%."""
+    return f"{comparison.scenario.plan.evaluation.interval * 100:g}%"
+
+
+def arm_rows(comparison: Comparison) -> list[ArmRow]:
+    """One row for each arm, in the order that they ran."""
+    rows: list[ArmRow] = []
+    for arm, results in by_arm(comparison).items():
+        metrics = {name: mean(r.overall.get(name) for r in results) for name in results[0].overall}
+        aurocs = [e.value for r in results if (e := r.overall.get("auroc")) and e.value is not None]
+        spread = f"{min(aurocs):.3f}{DASH}{max(aurocs):.3f}" if len(aurocs) > 1 else "one seed"
+        rows.append(ArmRow(arm, metrics, spread, _epsilon(results)))
+    return rows
+
+
+def hospital_rows(comparison: Comparison) -> list[HospitalRow]:
+    """One row for each hospital, the largest first."""
+    arms, rows = by_arm(comparison), list[HospitalRow]()
+    for site, counts in comparison.rows.items():
+        found = {arm: mean(r.sites.get(site, {}).get("auroc") for r in of) for arm, of in arms.items()}
+        spent = {arm: [r.epsilon.get(site, 0.0) for r in of] for arm, of in arms.items() if arm.epsilon}
+        rows.append(
+            HospitalRow(
+                name=site,
+                train=counts["train"],
+                test=counts["test"],
+                positive=counts["positives"] / max(counts["train"] + counts["test"], 1),
+                auroc={arm: estimate for arm, estimate in found.items() if estimate.value is not None},
+                tuned=mean(r.tuned[site].get("auroc") for r in comparison.results if site in r.tuned),
+                spent={arm: max(values) for arm, values in spent.items()},
+            )
+        )
+    return sorted(rows, key=lambda row: (-row.train, row.name))
+
+
+def mean(found: Iterable[Estimate | None]) -> Estimate:
+    """Mean over the seeds that could say: of the values, and of the limits of their intervals."""
+    known = [estimate for estimate in found if estimate and estimate.value is not None]
+    if not known:
+        return NOTHING
+    value, low, high = (_mean([getattr(e, part) for e in known]) for part in ("value", "low", "high"))
+    return Estimate(value, low, high, known[0].n)
+
+
+def text(estimate: Estimate, *, interval: bool = True) -> str:
+    """As tables show it: 0.912 (0.874 to 0.943), with a dash for "to"; a dash alone for nothing."""
+    if estimate.value is None:
+        return DASH
+    if not interval or estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.3f}"
+    return f"{estimate.value:.3f} ({estimate.low:.3f}{DASH}{estimate.high:.3f})"
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if there else None
+
+
+def _epsilon(results: Sequence[Result]) -> str:
+    if not results[0].arm.epsilon:
+        return "none"
+    if any(result.reproducible_noise for result in results):
+        return "void"
+    return f"{max((spent for result in results for spent in result.epsilon.values()), default=0.0):.2f}"
+
+
+# --- in words ----------------------------------------------------------------------------------------------
+def summary(comparison: Comparison) -> Iterator[str]:
+    """The findings as sentences: what was measured, and nothing past it."""
+    rows, target = comparison.rows, comparison.scenario.plan.table.target.name
+    train, test, ill = (
+        sum(counts[key] for counts in rows.values()) for key in ("train", "test", "positives")
+    )
+    yield (
+        f"{len(rows)} hospitals with {train:,} training rows between them; models are judged on {test:,} rows"
+        f" that trained none of them. {ill / max(train + test, 1):.0%} of rows have the outcome, {target}."
+        f" The measure is AUROC with its {interval_level(comparison)} interval: 0.5 is a coin, 1 is perfect."
+    )
+    yield from _between_arms(comparison)
+    yield from _alone(comparison)
+    seeds = len(seeds_of(comparison))
+    yield (
+        f"Figures are means over {seeds} seeds."
+        if seeds > 1
+        else "Only one seed was run, so how far chance moves these figures from run to run is not known."
+    )
+
+
+def _between_arms(comparison: Comparison) -> Iterator[str]:
+    """Each arm that all hospitals train together, held against the one that guards less."""
+    found = {row.arm: row["auroc"] for row in arm_rows(comparison) if row.arm.kind != "alone"}
+    of = {arm.kind: auroc for arm, auroc in found.items()}
+    compared, apart = 0, list[str]()
+    for arm, auroc in found.items():
+        if arm.epsilon and comparison.reproducible_noise:
+            noise = f"reproducible noise, as much as ε = {arm.epsilon:g} needs"
+            yield f"With {noise}, the model reaches {text(auroc)}; but such noise gives no privacy."
+            continue
+        how = {
+            "pooled": "Trained on all rows pooled in one place",
+            "federated": "Trained together without privacy",
+        }
+        other = "federated" if arm.epsilon and "federated" in of else "pooled"
+        said = f"{how.get(arm.kind) or f'Trained together at ε = {arm.epsilon:g}'}, the model reaches {text(auroc)}"
+        if arm.kind == "pooled" or other not in of:
+            yield f"{said}."
+            continue
+        compared += 1
+        yield f"{said}, {_difference(auroc, of[other])} {_WORDS[other]}."
+        if not overlap(auroc, of[other]):
+            apart.append(f"“{arm.name}” and {_WORDS[other]}")
+    if apart:
+        rest = "; no other difference between these is proven" if len(apart) < compared else ""
+        yield f"The intervals of {', and of '.join(apart)} do not overlap{rest}."
+    elif compared:
+        yield "The intervals overlap, so no difference between these is proven."
+
+
+_WORDS = {"pooled": "pooling", "federated": "training without privacy"}
+
+
+def _alone(comparison: Comparison) -> Iterator[str]:
+    """Each hospital alone against training together, hospital by hospital: the only like for like."""
+    known = [(row.name, {arm.kind: e for arm, e in row.auroc.items()}) for row in hospital_rows(comparison)]
+    alone = sorted((_value(of["alone"]), name) for name, of in known if "alone" in of)
+    if not alone:
+        return
+    (least, worst), (most, best) = alone[0], alone[-1]
+    span = f"from {least:.3f} ({worst}) to {most:.3f} ({best})"
+    yield f"Each hospital alone, on its own patients, reaches {span}."
+    pairs = [(of["federated"], of["alone"]) for _, of in known if "alone" in of and "federated" in of]
+    if not pairs:
+        return
+    steps = [round(_value(together), 3) - round(_value(by_itself), 3) for together, by_itself in pairs]
+    apart = sum(not overlap(*pair) for pair in pairs)
+    yield (
+        f"Training together without privacy is higher at {sum(s > 0 for s in steps)} and lower at"
+        f" {sum(s < 0 for s in steps)} of {len(pairs)} hospitals; the intervals lie apart at {apart or 'none'}."
+    )
+
+
+def overlap(one: Estimate, other: Estimate) -> bool:
+    """Whether two intervals overlap. Without an interval nothing is proven, which is the same."""
+    if one.low is None or one.high is None or other.low is None or other.high is None:
+        return True
+    return one.low <= other.high and other.low <= one.high
+
+
+def _difference(one: Estimate, other: Estimate) -> str:
+    """Of the two as the tables show them, so that a reader who subtracts finds the same."""
+    if one.value is None or other.value is None:
+        return "which cannot be held against"
+    difference = round(one.value, 3) - round(other.value, 3)
+    if abs(difference) < 0.0005:
+        return "to three decimals the same as"
+    return f"{abs(difference):.3f} {'above' if difference > 0 else 'below'}"
+
+
+def _value(estimate: Estimate) -> float:
+    return estimate.value if estimate.value is not None else float("nan")

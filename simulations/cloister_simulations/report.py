@@ -1,0 +1,198 @@
+"""A comparison for the terminal, for people (``report.html``) and for programs (``metrics.jsonl``)."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from rich import box
+from rich.table import Table
+
+from cloister_shared import durable
+from cloister_simulations import figures
+from cloister_simulations.federation import Arm, Comparison, Metrics
+from cloister_simulations.findings import (
+    DASH,
+    NOTHING,
+    arm_rows,
+    by_arm,
+    hospital_rows,
+    interval_level,
+    seeds_of,
+    summary,
+    text,
+)
+
+_MOST_IN_FIGURE, _MOST_IN_TERMINAL, _MOST_ARMS, _MOST_MISSED = 24, 20, 5, 60
+
+SOURCES = {
+    "breast-cancer": "One real hospital's published patients, dealt out here to invented hospitals.",
+    "heart-disease": "Published patients of four real hospitals.",
+    "readmission": "Published encounters that name no hospital: each site here is a way into a hospital"
+    " (admission source) that stands in for one. No figure here speaks for a real hospital.",
+    "generated-ehr": "Invented patients at invented hospitals. No figure here speaks for real ones.",
+}
+"""Whose records they are, by the scenario's source."""
+
+
+# --- files -------------------------------------------------------------------------------------------------
+def write(comparison: Comparison) -> Path:
+    """Write ``report.html`` and ``metrics.jsonl`` into the comparison's folder; the path of the report."""
+    lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in metrics_lines(comparison))
+    durable.save_text(comparison.folder / "metrics.jsonl", "".join(lines))
+    path = comparison.folder / "report.html"
+    durable.save_text(path, html(comparison))
+    return path
+
+
+def metrics_lines(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    """A line for each round; then for each arm and seed one for each hospital and one for all together."""
+    for result in comparison.results:
+        for point in result.curve:
+            yield {"of": "round", "arm": result.arm.folder, "seed": result.seed, **point}
+    for result in comparison.results:
+        of = {"arm": result.arm.folder, "seed": result.seed, "plan": result.plan}
+        of |= {"reproducible_noise": True} if result.reproducible_noise else {}
+        for site, metrics in result.sites.items():
+            tuned = {"fine_tuned": _plain(result.tuned[site])} if site in result.tuned else {}
+            spent = {"hospital": site, "epsilon": result.epsilon.get(site)}
+            yield {"of": "hospital", **of, **spent, "metrics": _plain(metrics), **tuned}
+        most = {"epsilon": max(result.epsilon.values(), default=None), "seconds": round(result.seconds, 3)}
+        yield {"of": "all hospitals", **of, **most, "metrics": _plain(result.overall)}
+
+
+def html(comparison: Comparison) -> str:
+    """The whole page. It needs no network and runs no script."""
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("cloister_simulations"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    arms, plan, hospitals = by_arm(comparison), comparison.scenario.plan, hospital_rows(comparison)
+    drawn = {row.name: row.auroc for row in hospitals if row.auroc}
+    missed = [
+        f"{result.arm.name}, seed {result.seed}: {why}"
+        for result in comparison.results
+        for why in result.rejected
+    ]
+    return templates.get_template("report.html.j2").render(
+        comparison=comparison,
+        plan=plan,
+        plan_yaml=yaml.safe_dump(
+            plan.model_dump(mode="json"),
+            sort_keys=False,
+            default_flow_style=None,
+            width=100,
+            allow_unicode=True,
+        ),
+        source=SOURCES.get(comparison.scenario.simulation.hospitals.source, ""),
+        when=f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC".lstrip("0"),
+        versions=versions(),
+        seeds=seeds_of(comparison),
+        seconds=sum(result.seconds for result in comparison.results),
+        summary=" ".join(summary(comparison)),
+        arms=arms,
+        rows=arm_rows(comparison),
+        hospitals=hospitals,
+        columns=_columns(comparison),
+        tuned=any(row.tuned.value is not None for row in hospitals),
+        level=interval_level(comparison),
+        nothing=NOTHING,
+        text=text,
+        curves=figures.curves({arm: found for arm, found in arms.items() if arm.kind != "alone"}),
+        calibrations={arm: figures.calibration(arm, list(arms), found) for arm, found in arms.items()},
+        forest=figures.forest(dict(list(drawn.items())[:_MOST_IN_FIGURE])) if drawn else "",
+        in_figure=min(len(drawn), _MOST_IN_FIGURE),
+        missed=missed[:_MOST_MISSED],
+        missed_more=max(0, len(missed) - _MOST_MISSED),
+    )
+
+
+def versions() -> dict[str, str]:
+    """What this ran on."""
+    found: dict[str, str] = {}
+    for name in ("cloister", "flwr", "torch", "opacus", "dp-accounting"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found | {"python": platform.python_version()}
+
+
+def _plain(metrics: Metrics) -> dict[str, Any]:
+    return {name: asdict(estimate) for name, estimate in metrics.items()}
+
+
+def _columns(comparison: Comparison) -> list[Arm]:
+    """The arms that a table of hospitals compares: a pooled model is no hospital's choice."""
+    return [arm for arm in by_arm(comparison) if arm.kind != "pooled"]
+
+
+# --- the terminal ------------------------------------------------------------------------------------------
+def tables(comparison: Comparison) -> list[Table]:
+    """How well each arm predicts, and each hospital's part. Both fit a terminal of 100 columns."""
+    return [_arm_table(comparison), _hospital_table(comparison)]
+
+
+def _arm_table(comparison: Comparison) -> Table:
+    level, notes = interval_level(comparison), list[str]()
+    notes.append(
+        "Means over seeds. Slope: of calibration, 1 is best. ε: the most that any hospital's ledger counts."
+    )
+    if any(arm.kind == "alone" for arm in by_arm(comparison)):
+        notes.append(
+            "Alone: each hospital's own model on its own patients, then all patients taken together."
+        )
+    heads = (f"AUROC ({level} interval)", "over seeds", "AUPRC", "Brier", "slope", "ε")
+    table = _table("How well does it predict?", notes, *heads)
+    for row in arm_rows(comparison):
+        others = (text(row[name], interval=False) for name in ("auprc", "brier", "calibration_slope"))
+        table.add_row(row.arm.name, text(row["auroc"]), row.over_seeds, *others, row.epsilon)
+    return table
+
+
+def _hospital_table(comparison: Comparison) -> Table:
+    rows, columns = hospital_rows(comparison), _columns(comparison)[:_MOST_ARMS]
+    tuned = any(row.tuned.value is not None for row in rows)
+    shown, notes = rows[:_MOST_IN_TERMINAL], list[str]()
+    if any(arm not in row.auroc for row in shown for arm in columns):
+        least = comparison.scenario.plan.evaluation.min_count
+        notes.append(
+            f"{DASH}: fewer than {least} held-out rows of either outcome, so no metrics leave the hospital."
+        )
+    if len(rows) > len(shown):
+        notes.append(f"The {len(shown)} largest of {len(rows)} hospitals; report.html shows all.")
+    names = [f"ε = {arm.epsilon:g}" if arm.epsilon else arm.kind for arm in columns]
+    heads = ["training rows", "held out", "positive", *names, *(["fine-tuned"] if tuned else [])]
+    table = _table("AUROC at each hospital", notes, *heads)
+    for row in shown:
+        found = [row.auroc.get(arm, NOTHING) for arm in columns] + ([row.tuned] if tuned else [])
+        aurocs = (text(estimate, interval=False) for estimate in found)
+        table.add_row(row.name, f"{row.train:,}", f"{row.test:,}", f"{row.positive:.0%}", *aurocs)
+    return table
+
+
+def _table(title: str, notes: list[str], *heads: str) -> Table:
+    table = Table(
+        title=title,
+        caption="\n".join(["", *notes]) if notes else None,
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("", no_wrap=True, max_width=24)
+    for head in heads:
+        table.add_column(head, justify="right")
+    return table

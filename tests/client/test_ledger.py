@@ -1,0 +1,143 @@
+"""cloister_client.ledger: what was spent stays spent, whoever asks again and whatever dies."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cloister_client.ledger import Ledger
+from cloister_shared import budget
+from cloister_shared.budget import Event
+from cloister_shared.errors import BudgetExceeded, CloisterError, TicketRefused
+
+EVENT = Event(noise_multiplier=10.0, sample_rate=1.0, steps=2)
+DELTA = 1e-5
+ONE, TWO, THREE = (budget.epsilon([EVENT] * rounds, DELTA) for rounds in (1, 2, 3))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.sqlite"
+
+
+def commit(ledger: Ledger, number: int = 1, ticket: str = "t1", event: Event = EVENT, epsilon: float = 3.0) -> None:
+    ledger.commit("run-1", number, ticket, event, epsilon=epsilon, delta=DELTA)
+
+
+def in_a_child(work: Callable[[], None]) -> int:
+    """The signal or status that ended a process which did ``work`` and then ended itself with SIGKILL."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_commitment_outlives_its_handle(path):
+    ledger = Ledger(path)
+    commit(ledger, 1, "t1")
+    commit(ledger, 0, "t0", Event(20.0, 1.0, 1, purpose="statistics"))
+    ledger.close()
+    assert Ledger(path).history("run-1") == [Event(20.0, 1.0, 1, purpose="statistics"), EVENT]
+
+
+def test_the_file_is_flushed_at_every_commitment(path):
+    """synchronous = FULL with a write-ahead log: SQLite calls fsync before a commit returns."""
+    ledger = Ledger(path)
+    assert ledger._database.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert ledger._database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_a_process_killed_right_after_a_commitment_has_spent_it(path):
+    assert in_a_child(lambda: commit(Ledger(path))) == -signal.SIGKILL
+    ledger = Ledger(path)
+    assert ledger.history("run-1") == [EVENT]
+    commit(ledger)  # the same ticket again: nothing had left the hospital
+    assert ledger.history("run-1") == [EVENT]
+    with pytest.raises(TicketRefused):
+        commit(ledger, ticket="another")
+
+
+def test_a_process_killed_within_a_commitment_leaves_no_lock_and_no_event(path, monkeypatch):
+    def die(*_: object) -> float:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 0.0
+
+    with monkeypatch.context() as patched:
+        patched.setattr(budget, "epsilon", die)
+        assert in_a_child(lambda: commit(Ledger(path))) == -signal.SIGKILL
+    ledger = Ledger(path)
+    assert ledger.history("run-1") == []
+    commit(ledger)
+    assert ledger.history("run-1") == [EVENT]
+
+
+def test_the_same_ticket_costs_once(path):
+    ledger = Ledger(path)
+    for _ in range(3):
+        commit(ledger, epsilon=ONE)
+    assert ledger.history("run-1") == [EVENT]
+
+
+def test_another_ticket_for_the_same_round_is_refused(path):
+    ledger = Ledger(path)
+    commit(ledger)
+    with pytest.raises(TicketRefused, match="Round 1 was already answered for another model"):
+        commit(ledger, ticket="t2")
+    assert ledger.history("run-1") == [EVENT]
+
+
+def test_a_round_may_hold_one_event_of_each_purpose(path):
+    ledger = Ledger(path)
+    commit(ledger)
+    commit(ledger, ticket="t2", event=Event(10.0, 1.0, 2, purpose="statistics"))
+    assert [event.purpose for event in ledger.history("run-1")] == ["statistics", "training"]
+
+
+def test_the_plans_epsilon_is_the_end(path):
+    """Two rounds fit to the last digit; the third would pass the cap, and leaves no trace."""
+    ledger = Ledger(path)
+    commit(ledger, 1, "t1", epsilon=TWO)
+    commit(ledger, 2, "t2", epsilon=TWO)
+    with pytest.raises(BudgetExceeded, match=rf"Round 3 would take epsilon to {THREE:.4g}; the plan allows {TWO:.4g}"):
+        commit(ledger, 3, "t3", epsilon=TWO)
+    assert ledger.history("run-1") == [EVENT, EVENT]
+    commit(ledger, 3, "t3", epsilon=THREE)
+
+
+def test_two_handles_see_one_budget(path):
+    one, other = Ledger(path), Ledger(path)
+    commit(one, 1, "t1", epsilon=TWO)
+    commit(other, 2, "t2", epsilon=TWO)
+    assert one.history("run-1") == other.history("run-1") == [EVENT, EVENT]
+    for ledger in (one, other):
+        with pytest.raises(BudgetExceeded):
+            commit(ledger, 3, "t3", epsilon=TWO)
+        with pytest.raises(TicketRefused):
+            commit(ledger, 2, "t1", epsilon=TWO)
+
+
+def test_processes_that_race_cannot_both_have_the_last_of_the_budget(path):
+    """Each of eight asks for a round of its own; only two fit."""
+    Ledger(path).close()
+    children = []
+    for number in range(1, 9):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                commit(Ledger(path), number, f"t{number}", epsilon=TWO)
+                status = 0
+            except CloisterError:
+                status = 3
+            finally:
+                os._exit(status)
+        children.append(child)
+    ended = sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+    assert ended == [0, 0, 3, 3, 3, 3, 3, 3]
+    assert Ledger(path).history("run-1") == [EVENT, EVENT]

@@ -1,0 +1,169 @@
+"""Whole runs: faults, strategies, personalisation, and a golden."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cloister_server.store import Store
+from cloister_shared.errors import CohortTooSmall, PlanRefused, QuorumLost
+from cloister_shared.plan_file import amend
+from cloister_simulations.federation import Arm, Options, compare, plan_for
+from cloister_simulations.grid import Fault, read_fault
+
+FEDERATED = Arm("federated")
+
+
+def without_privacy(scenario, **changes):
+    none = {"mechanism": "none"} | dict.fromkeys(("unit", "epsilon", "delta", "clip_norm"))
+    return scenario.model_copy(update={"plan": amend(scenario.plan, privacy=none, **changes)})
+
+
+def run(scenario, folder, **options):
+    return compare(scenario, Options(folder, arms=("federated",), **options)).results[0]
+
+
+def model(scenario, folder):
+    checkpoint = Store(folder / "seed-0" / "federated").load(plan_for(scenario.plan, FEDERATED, 0))
+    assert checkpoint
+    return checkpoint.model
+
+
+def test_the_same_plan_gives_the_same_bytes(small, tmp_path):
+    run(small, tmp_path / "a")
+    run(small, tmp_path / "b")
+    assert model(small, tmp_path / "a").tobytes() == model(small, tmp_path / "b").tobytes()
+
+
+def test_private_runs_differ_unless_noise_is_reproducible(small, tmp_path):
+    def private(name, **options):
+        compare(small, Options(tmp_path / name, arms=("private",), **options))
+        checkpoint = Store(tmp_path / name / "seed-0" / "private-2").load(plan_for(small.plan, Arm("private", 2.0), 0))
+        assert checkpoint
+        return checkpoint.model.tobytes()
+
+    assert private("a") != private("b")
+    assert private("c", noise_seed=1) == private("d", noise_seed=1) != private("e", noise_seed=2)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (Fault("nan", "birch", 2), "not finite"),
+        (Fault("corrupt", "birch", 2), "parameters, not"),
+        (Fault("drop", "birch", 2), "no answer within"),
+        (Fault("delay", "birch", 2, seconds=5.0), "no answer within"),
+    ],
+)
+def test_a_fault_costs_one_hospital_one_round(small, folder, fault, reason):
+    scenario = small.model_copy(update={"plan": amend(small.plan, round_timeout=1.0)})
+    result = run(scenario, folder, faults=(fault,))
+    assert len(result.rejected) == 1
+    assert result.rejected[0].startswith("round 2, birch: ")
+    assert reason in result.rejected[0]
+    assert result.curve[-1]["round"] == small.plan.rounds
+
+
+def test_a_short_delay_is_waited_for(small, folder):
+    assert run(small, folder, faults=(Fault("delay", "birch", 2, seconds=0.2),)).rejected == []
+
+
+def test_quorum_lost_keeps_what_was_reached_and_resumes(small, folder):
+    faults = (Fault("nan", "birch", 3), Fault("nan", "cedar", 3))
+    with pytest.raises(QuorumLost, match=r"Round 3: 1 of the 2 .*birch.*cedar"):
+        run(small, folder, faults=faults)
+    after = run(small, folder, resume=True)
+    assert after.rejected == []
+    run(small, folder / "straight")
+    assert model(small, folder).tobytes() == model(small, folder / "straight").tobytes()
+
+
+def test_under_privacy_a_lost_round_is_paid_once_and_only_by_those_who_answered(small, folder):
+    # birch trained in round 2 and its reply was spoilt on the way: it has paid, and the model has nothing of it
+    result = compare(small, Options(folder, arms=("private",), faults=(Fault("drop", "birch", 2),))).results[0]
+    assert 1.9 < min(result.epsilon.values()) <= max(result.epsilon.values()) <= 2.0
+
+
+STRATEGIES = [
+    {"name": "fedprox", "mu": 0.1},
+    {"name": "fedavgm", "momentum": 0.5},
+    {"name": "fedadam", "server_learning_rate": 0.1},
+    {"name": "fedyogi", "server_learning_rate": 0.1},
+    {"name": "fedadagrad", "server_learning_rate": 0.1},
+    {"name": "scaffold"},
+    {"name": "trimmed-mean", "trim": 1},
+    {"name": "median"},
+]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: s["name"])
+def test_every_strategy_learns(small, folder, strategy):
+    cohort = {"min_sites": 3}
+    scenario = without_privacy(small, strategy=strategy, rounds=8, cohort=cohort)
+    curve = run(scenario, folder).curve
+    assert curve[-2]["loss"] < curve[0]["loss"]
+    assert curve[-1]["auroc"] > 0.6
+
+
+def test_local_layers_stay_and_fine_tuning_is_reported_apart(small, folder):
+    scenario = without_privacy(
+        small,
+        task={"model": "mlp", "hidden": [6], "norm": "batch"},
+        personalisation={"local_layers": ["norm"], "fine_tune_steps": 5},
+    )
+    result = run(scenario, folder)
+    shared = model(scenario, folder).size
+    kept = (folder / "seed-0" / "federated" / "sites").glob("*/*.local-*.safetensors")
+    assert {path.parent.name for path in kept} == set(result.sites)
+    from cloister_shared.schema import columns
+
+    width = len(columns(scenario.plan.table))
+    assert shared == width * 6 + 6 + 6 + 1  # the norm's four vectors of 6 are not in it
+    assert set(result.tuned) == set(result.sites)
+
+
+def test_the_plans_secure_sum_is_not_passed_over_in_silence(small, folder):
+    scenario = small.model_copy(update={"plan": amend(small.plan, aggregation={"secure_sum": True})})
+    with pytest.raises(PlanRefused, match="secure_sum is on"):
+        run(scenario, folder)
+
+
+def test_too_few_hospitals(small, folder):
+    scenario = small.model_copy(update={"plan": amend(small.plan, cohort={"min_sites": 4})})
+    with pytest.raises(CohortTooSmall, match="3 hospitals can take part in small, which needs 4"):
+        run(scenario, folder)
+
+
+def test_faults_are_read_or_refused():
+    assert read_fault("delay:birch:3:10") == Fault("delay", "birch", 3, 10.0)
+    for text in ("melt:birch:3", "nan:birch", "nan:birch:x", ""):
+        with pytest.raises(PlanRefused, match="cannot be read"):
+            read_fault(text)
+
+
+def test_federated_statistics_are_close_and_paid_for(small, tmp_path):
+    plan = amend(small.plan, normalisation={"method": "federated"}, privacy={"epsilon": 50.0})
+    scenario = small.model_copy(update={"plan": plan})
+    exact, noisy = (
+        Store(tmp_path / arm.folder / "seed-0" / arm.folder).load(plan_for(plan, arm, 0))
+        for arm in (FEDERATED, Arm("private", 50.0))
+        if compare(
+            scenario.model_copy(update={"simulation": small.simulation.model_copy(update={"epsilons": (50.0,)})}),
+            Options(tmp_path / arm.folder, arms=(arm.kind,)),
+        )
+    )
+    assert exact
+    assert noisy
+    assert exact.normalisation
+    assert noisy.normalisation
+    exact_scale, noisy_scale = np.array(exact.normalisation)[:, 1], np.array(noisy.normalisation)[:, 1]
+    assert np.median(np.abs(noisy_scale / exact_scale - 1)) < 0.5
+    assert exact.normalisation != noisy.normalisation
+
+
+def test_golden(small, folder):
+    """A whole run without noise, as it was when it was last looked at."""
+    result = run(small, folder)
+    seen = {"auroc": result.overall["auroc"].value, "brier": result.overall["brier"].value}
+    golden = json.loads((Path(__file__).parents[1] / "golden" / "small.json").read_text())
+    assert seen == pytest.approx(golden, abs=2e-3)
