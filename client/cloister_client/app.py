@@ -62,7 +62,9 @@ class Site:
     # --- the four things a coordinator can ask ---------------------------------------------------------------
     def enrol(self) -> ReplyHeader:
         """Who this is, and the order of parameters it will speak in."""
-        return ReplyHeader(run="enrol", round=0, site=self.name, layout=self.layout.digest, rows=len(self.dataset.train))
+        return ReplyHeader(
+            run="enrol", round=0, site=self.name, layout=self.layout.digest, rows=len(self.dataset.train)
+        )
 
     def statistics(self, ticket: Ticket) -> Reply:
         """Noisy sums of the number features over this hospital's training rows, for federated normalisation."""
@@ -113,7 +115,9 @@ class Site:
             self._commit(ticket, mechanism.event)
         pull = plan.strategy.mu if isinstance(plan.strategy, FedProx) else 0.0
         correction = self._correction(ticket, kept) if isinstance(plan.strategy, Scaffold) else None
-        train(self.model, mechanism.gradient, plan.training, plan.training.local_steps, pull=pull, correction=correction)
+        train(
+            self.model, mechanism.gradient, plan.training, plan.training.local_steps, pull=pull, correction=correction
+        )
         vectors: Vectors = {"update": flatten(self.model, self.layout.shared) - start}
         keep: Vectors = {"layers": flatten(self.model, self.layout.local)} if self.layout.local else {}
         if correction is not None:
@@ -128,7 +132,8 @@ class Site:
     def _correction(self, ticket: Ticket, kept: Vectors) -> list[Tensor]:
         """SCAFFOLD's c - c_i, shaped like the parameters; zero for those that stay here."""
         difference = ticket.vectors["control"] - kept.get("control", np.float32(0.0))
-        parts = dict(zip((n for n, _ in self.layout.shared), split(torch.from_numpy(difference), self.layout.shared)))
+        names = (name for name, _ in self.layout.shared)
+        parts = dict(zip(names, split(torch.from_numpy(difference), self.layout.shared), strict=True))
         return [
             parts[name].view_as(parameter) if name in parts else torch.zeros_like(parameter)
             for name, parameter in self.model.named_parameters()
@@ -186,7 +191,9 @@ class Site:
 
     def _commit(self, ticket: Ticket, event: Event) -> None:
         terms = self.plan.privacy
-        assert self.ledger and terms.epsilon and terms.delta  # a private plan has them: plan_rules
+        assert self.ledger is not None  # a private plan has them all: plan_rules
+        assert terms.epsilon is not None
+        assert terms.delta is not None
         self.ledger.commit(
             ticket.header.run, ticket.header.round, ticket.digest, event, epsilon=terms.epsilon, delta=terms.delta
         )
@@ -270,7 +277,10 @@ def client_app(open_site: Callable[[Context], Site]) -> ClientApp:
         except Exception as fault:
             # The details stay here: an exception's text may quote a row.
             log.exception("the request could not be answered")
-            return Message(Error(code=FAILED, reason=f"{type(fault).__name__} at the hospital; its log says more"), reply_to=message)
+            return Message(
+                Error(code=FAILED, reason=f"{type(fault).__name__} at the hospital; its log says more"),
+                reply_to=message,
+            )
 
     @app.query("enrol")
     def enrol(message: Message, context: Context) -> Message:

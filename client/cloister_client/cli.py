@@ -34,13 +34,13 @@ def check(plan: Path, site: Path) -> None:
 
         terms = read_plan(read(plan, PlanRefused), plan.name)
         dataset = load_dataset(open_table(site), terms)
-        print(f"{summary(terms)}\n\n{dataset.quality.page()}")
-        print(f"\n{len(dataset.train)} rows would train and {len(dataset.test)} judge the model.")
+        typer.echo(f"{summary(terms)}\n\n{dataset.quality.page()}")
+        typer.echo(f"\n{len(dataset.train)} rows would train and {len(dataset.test)} judge the model.")
         if terms.private:
             from cloister_client.privacy import training_event
 
             event = training_event(terms, len(dataset.train), ())
-            print(
+            typer.echo(
                 f"Each of {terms.rounds * event.steps} steps draws a row with chance {event.sample_rate:.3g} and adds"
                 f" noise of {event.noise_multiplier:.3g} times the clip norm."
             )

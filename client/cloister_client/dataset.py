@@ -187,7 +187,9 @@ def _parse(
             if factor:
                 numbers = numbers * factor[0] + factor[1]
             with np.errstate(invalid="ignore"):
-                _note(report, "outside the plan's range", np.isfinite(numbers) & ~((low <= numbers) & (numbers <= high)))
+                _note(
+                    report, "outside the plan's range", np.isfinite(numbers) & ~((low <= numbers) & (numbers <= high))
+                )
             return numbers
         case CategoryFeature(categories=categories):
             spelt = {_word(category): category for category in categories}
@@ -223,11 +225,10 @@ def _check_whole_rows(frame: pd.DataFrame, plan: StudyPlan, report: QualityRepor
             column = ColumnReport("whole row")
             report.columns.append(column)
             _note(column, "duplicate of an earlier row", again)
-    for name, problem in ((plan.table.patient_id, "missing patient id"),):
-        if name:
-            column = ColumnReport(name)
-            report.columns.append(column)
-            _note(column, problem, frame[name].isna().to_numpy())
+    if name := plan.table.patient_id:
+        column = ColumnReport(name)
+        report.columns.append(column)
+        _note(column, "missing patient id", frame[name].isna().to_numpy())
     if split := plan.evaluation.split_column:
         column = ColumnReport(split)
         report.columns.append(column)
@@ -246,7 +247,7 @@ def _note(report: ColumnReport, problem: str, where: NDArray[np.bool_]) -> None:
 
 def _words(raw: pd.Series[Any]) -> NDArray[np.str_]:
     """Cells as text, gaps as empty text."""
-    return np.array(["" if cell is None or cell != cell else _word(cell) for cell in raw], dtype=str)
+    return np.array(["" if gap else _word(cell) for cell, gap in zip(raw, raw.isna(), strict=True)], dtype=str)
 
 
 def _word(cell: object) -> str:

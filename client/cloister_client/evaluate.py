@@ -36,7 +36,10 @@ def at_a_glance(model: nn.Module, task: Task, rows: Rows, terms: Evaluation) -> 
     model.eval()
     output = model(rows.x)
     value = float(task.loss(output, rows.y))
-    return {"loss": value if np.isfinite(value) else None, "auroc": auroc(rows.y.numpy().astype(float), task.risk(output))}
+    return {
+        "loss": value if np.isfinite(value) else None,
+        "auroc": auroc(rows.y.numpy().astype(float), task.risk(output)),
+    }
 
 
 def in_full(model: nn.Module, task: Task, rows: Rows, terms: Evaluation, seed: int) -> dict[str, Estimate]:

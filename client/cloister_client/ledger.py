@@ -49,7 +49,9 @@ class Ledger:
                 )
             after = budget.epsilon([*self.history(run), event], delta)
             if after > epsilon:
-                raise BudgetExceeded(f"Round {number} would take epsilon to {after:.4g}; the plan allows {epsilon:.4g}.")
+                raise BudgetExceeded(
+                    f"Round {number} would take epsilon to {after:.4g}; the plan allows {epsilon:.4g}."
+                )
             self._database.execute(
                 "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (run, number, ticket, event.noise_multiplier, event.sample_rate, event.steps, event.purpose),

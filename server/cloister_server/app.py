@@ -62,7 +62,9 @@ def open_study(plan: StudyPlan, store: Store, grid: Grid) -> Study:
     layout = layout_of(plan, untrained)
     study = Study(plan, layout, _enrol(plan, layout, grid), store)
     if store.load(plan) is None:
-        store.save(Checkpoint(f"{plan.study}-{secrets.token_hex(4)}"[-64:], plan.digest, 0, flatten(untrained, layout.shared)))
+        store.save(
+            Checkpoint(f"{plan.study}-{secrets.token_hex(4)}"[-64:], plan.digest, 0, flatten(untrained, layout.shared))
+        )
     if plan.normalisation.method == "federated" and study.checkpoint().normalisation is None:
         store.save(replace(study.checkpoint(), normalisation=_federated_constants(study, grid)))
     return study
@@ -98,7 +100,9 @@ def _federated_constants(study: Study, grid: Grid) -> Constants:
     silent = collect(grid, send(study, 0, grid, "query.statistics"), plan.round_timeout, accept)
     if len(answered) < plan.cohort.min_sites:
         why = "; ".join(f"{site}: {reason}" for site, reason in silent.items())
-        raise QuorumLost(f"Statistics: {len(answered)} of the {plan.cohort.min_sites} hospitals needed answered ({why}).")
+        raise QuorumLost(
+            f"Statistics: {len(answered)} of the {plan.cohort.min_sites} hospitals needed answered ({why})."
+        )
     ranges = np.array([feature.range for feature in features])
     middle, half = ranges.mean(axis=1), (ranges[:, 1] - ranges[:, 0]) / 2
     count = np.maximum(total[0], 1.0)

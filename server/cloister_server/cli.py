@@ -29,7 +29,7 @@ def check(plan: Path) -> None:
         from cloister_shared.plan_file import read_plan
         from cloister_shared.plan_text import summary
 
-        print(summary(read_plan(read(plan, PlanRefused), plan.name)))
+        typer.echo(summary(read_plan(read(plan, PlanRefused), plan.name)))
 
 
 def main() -> None:

@@ -9,7 +9,9 @@ from cloister_shared.plan import StudyPlan
 from cloister_shared.wire import ReplyHeader
 
 
-def enrol(plan: StudyPlan, layout: str, introduced: Mapping[int, ReplyHeader], absent: Mapping[int, str]) -> dict[str, int]:
+def enrol(
+    plan: StudyPlan, layout: str, introduced: Mapping[int, ReplyHeader], absent: Mapping[int, str]
+) -> dict[str, int]:
     """Hospital to Flower node, sorted by name, of those that speak the plan's layout.
 
     Raises:

@@ -7,7 +7,7 @@ the memory of one sum and one reply, however many hospitals answer.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -79,7 +79,7 @@ def send(study: Study, number: int, grid: Grid, kind: str) -> dict[str, str]:
     return dict(zip(grid.push_messages(messages), study.enrolled, strict=True))
 
 
-def ask(grid: Grid, nodes: Mapping[int, int], kind: str) -> dict[str, int]:
+def ask(grid: Grid, nodes: Sequence[int], kind: str) -> dict[str, int]:
     """An empty message to each node; message id to node."""
     messages = [Message(RecordDict({}), node, kind) for node in nodes]
     return dict(zip(grid.push_messages(messages), nodes, strict=True))
@@ -111,7 +111,7 @@ def collect(
             began = time.monotonic()
             time.sleep(0.01)
             waited += time.monotonic() - began
-    return rejected | {who: f"no answer within {timeout:g} s" for who in waiting.values()}
+    return rejected | dict.fromkeys(waiting.values(), f"no answer within {timeout:g} s")
 
 
 def check_update(study: Study, reply: Reply, site: str, number: int) -> float:
@@ -207,7 +207,9 @@ class Total:
         need = self.plan.cohort.min_sites
         if len(self.answered) < need:
             why = "; ".join(f"{site}: {reason}" for site, reason in self.rejected.items())
-            raise QuorumLost(f"Round {number}: {len(self.answered)} of the {need} hospitals needed gave a valid reply ({why}).")
+            raise QuorumLost(
+                f"Round {number}: {len(self.answered)} of the {need} hospitals needed gave a valid reply ({why})."
+            )
 
     def update(self) -> Vector:
         """The weighted mean update, or what the robust rule makes of all of them. Gives the sum away."""

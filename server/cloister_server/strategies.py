@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Vector = NDArray[np.float32]
+Vector = NDArray[np.floating[Any]]  # float32 in practice; numpy's stubs lose that in arithmetic
 State = dict[str, Vector]
 Strategy = Callable[[Vector, Vector, State, Any], tuple[Vector, State]]
 RobustRule = Callable[[Sequence[Vector], Any], Vector]
@@ -28,14 +28,14 @@ def fedavg(model: Vector, update: Vector, state: State, terms: Any) -> tuple[Vec
 
 def fedavgm(model: Vector, update: Vector, state: State, terms: Any) -> tuple[Vector, State]:
     """Hsu et al. 2019: momentum at the coordinator."""
-    momentum = update + np.float32(terms.momentum) * state.get("momentum", np.float32(0))
+    momentum = update + np.float32(terms.momentum) * state.get("momentum", np.zeros_like(model))
     return model + np.float32(terms.server_learning_rate) * momentum, {"momentum": momentum}
 
 
 def fedadam(model: Vector, update: Vector, state: State, terms: Any) -> tuple[Vector, State]:
     """Reddi et al. 2021, algorithm 2: v <- b2 v + (1 - b2) d^2."""
     beta2 = np.float32(terms.beta2)
-    second = beta2 * state.get("second", np.float32(0)) + (1 - beta2) * update**2
+    second = beta2 * state.get("second", np.zeros_like(model)) + (1 - beta2) * update**2
     return _adaptive(model, update, second, state, terms)
 
 
@@ -49,7 +49,7 @@ def fedyogi(model: Vector, update: Vector, state: State, terms: Any) -> tuple[Ve
 
 def fedadagrad(model: Vector, update: Vector, state: State, terms: Any) -> tuple[Vector, State]:
     """Reddi et al. 2021, algorithm 2: v <- v + d^2."""
-    second = state.get("second", np.float32(0)) + update**2
+    second = state.get("second", np.zeros_like(model)) + update**2
     return _adaptive(model, update, second, state, terms)
 
 
@@ -60,7 +60,7 @@ def scaffold(model: Vector, update: Vector, state: State, terms: Any) -> tuple[V
 
 def _adaptive(model: Vector, update: Vector, second: Vector, state: State, terms: Any) -> tuple[Vector, State]:
     beta1 = np.float32(terms.beta1)
-    first = beta1 * state.get("first", np.float32(0)) + (1 - beta1) * update
+    first = beta1 * state.get("first", np.zeros_like(model)) + (1 - beta1) * update
     step = first / (np.sqrt(second) + np.float32(terms.tau))
     return model + np.float32(terms.server_learning_rate) * step, {"first": first, "second": second}
 

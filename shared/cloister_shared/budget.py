@@ -39,9 +39,7 @@ def epsilon(history: Iterable[Event], delta: float) -> float:
 
 
 @cache
-def calibrate(
-    sample_rate: float, steps: int, epsilon: float, delta: float, before: tuple[Event, ...] = ()
-) -> float:
+def calibrate(sample_rate: float, steps: int, epsilon: float, delta: float, before: tuple[Event, ...] = ()) -> float:
     """The least noise multiplier for which ``before`` and ``steps`` training steps stay within ``epsilon``.
 
     It is found to one part in ten thousand, and from above: the promise is "never over".
@@ -75,7 +73,7 @@ def _epsilon(history: Iterable[Event], delta: float, orders: tuple[float, ...]) 
     total = np.zeros(len(orders))
     for event in history:
         total += event.steps * _curve(event.noise_multiplier, event.sample_rate, orders)
-    return float(compute_epsilon(orders, total, delta)[0]) if total.any() else 0.0
+    return float(compute_epsilon(orders, total.tolist(), delta)[0]) if total.any() else 0.0
 
 
 @cache
@@ -90,7 +88,8 @@ def _curve(noise_multiplier: float, sample_rate: float, orders: tuple[float, ...
     accountant = rdp.RdpAccountant(orders, dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
     step = dp_accounting.GaussianDpEvent(noise_multiplier)
     accountant.compose(dp_accounting.PoissonSampledDpEvent(sample_rate, step))
-    return accountant._rdp  # the curve has no public name; test_budget holds it against the public epsilon
+    # The curve has no public name; test_budget holds it against the public epsilon.
+    return np.asarray(accountant._rdp)  # pyright: ignore[reportPrivateUsage, reportUnknownArgumentType]
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,22 +22,26 @@ def quiet_environment() -> None:
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
+def plain_errors() -> Generator[None, None, None]:
     """Turn our errors, and those of files that cannot be used, into a line on stderr and an exit code."""
     try:
         yield
     except CloisterError as error:
-        print(error, file=sys.stderr)
+        _say(str(error))
         raise SystemExit(REFUSED if isinstance(error, Refusal) else BROKEN) from None
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
     except OSError as error:
-        print(f"{error.filename or 'A file'}: {error.strerror or error}.", file=sys.stderr)
+        _say(f"{error.filename or 'A file'}: {error.strerror or error}.")
         raise SystemExit(BROKEN) from None
     except KeyboardInterrupt:
-        print("Interrupted. What was finished is kept.", file=sys.stderr)
+        _say("Interrupted. What was finished is kept.")
         raise SystemExit(INTERRUPTED) from None
+
+
+def _say(sentence: str) -> None:
+    sys.stderr.write(sentence + "\n")
 
 
 def read(path: Path, refuse: Callable[[str], CloisterError]) -> str:

@@ -1,4 +1,4 @@
-"""Named float32 vectors with a header, in a file that is whole or absent: safetensors, data and never code."""
+"""Named float32 arrays with a header, in a file that is whole or absent: safetensors, so data, never code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType]
 
 from cloister_shared.errors import CheckpointBroken
 
@@ -55,18 +55,21 @@ def load(path: Path) -> tuple[dict[str, Any], Arrays]:
         CheckpointBroken: the file is not one of ours, or is damaged.
     """
     try:
-        with safe_open(path, framework="numpy") as checked:  # it holds every offset against the file's length
-            header = json.loads(checked.metadata()["header"])
-            parts = {name: checked.get_slice(name) for name in checked.offset_keys()}
-            if any(part.get_dtype() != "F32" for part in parts.values()):
+        safe: Any = safe_open(path, framework="numpy")  # it holds every offset against the file's length
+        with safe as checked:
+            header: dict[str, Any] = json.loads(checked.metadata()["header"])
+            names: list[str] = checked.offset_keys()
+            parts = [checked.get_slice(name) for name in names]
+            if any(part.get_dtype() != "F32" for part in parts):
                 raise ValueError("an array is not float32")
-            shapes = {name: part.get_shape() for name, part in parts.items()}
+            shapes: list[list[int]] = [part.get_shape() for part in parts]
         with path.open("rb") as file:  # a length, the safetensors header, then the arrays one after the other
             file.seek(8 + int.from_bytes(file.read(8), "little"))
-            return header, {name: _read(file, shape) for name, shape in shapes.items()}
+            return header, {name: _read(file, shape) for name, shape in zip(names, shapes, strict=True)}
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointBroken(
-            f"{path} is damaged or was not written by Cloister.", mend="Restore it from a backup, or start the run anew."
+            f"{path} is damaged or was not written by Cloister.",
+            mend="Restore it from a backup, or start the run anew.",
         ) from error
 
 

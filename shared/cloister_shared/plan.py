@@ -186,16 +186,7 @@ class Krum(_Terms):
 
 
 Strategy = Annotated[
-    FedAvg
-    | FedProx
-    | FedAvgM
-    | FedAdam
-    | FedYogi
-    | FedAdagrad
-    | Scaffold
-    | TrimmedMean
-    | Median
-    | Krum,
+    FedAvg | FedProx | FedAvgM | FedAdam | FedYogi | FedAdagrad | Scaffold | TrimmedMean | Median | Krum,
     Field(discriminator="name"),
 ]
 

@@ -36,9 +36,13 @@ class Source:
 
     def sentence(self, fault: Broken) -> str:
         """Line, key, value and what is wrong with it; the mend is not part of it."""
-        line = next((self.lines[p] for n in range(len(fault.path), -1, -1) if (p := fault.path[:n]) in self.lines), None)
+        line = next(
+            (self.lines[p] for n in range(len(fault.path), -1, -1) if (p := fault.path[:n]) in self.lines), None
+        )
         where = f"{self.name} line {line}" if line else self.name
-        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in (*self.prefix, *fault.path)).lstrip(".")
+        key = "".join(
+            f"[{part}]" if isinstance(part, int) else f".{part}" for part in (*self.prefix, *fault.path)
+        ).lstrip(".")
         value = _at(self.terms, fault.path)
         shown = "" if value is None or isinstance(value, dict) else f" = {json.dumps(value, default=str)[:60]}"
         return f"{where}: {key or 'the document'}{shown} {fault.wrong}."
@@ -74,10 +78,13 @@ def amend(plan: StudyPlan, **changes: object) -> StudyPlan:
     """
     terms: dict[str, Any] = plan.model_dump(mode="json")
     for key, change in changes.items():
-        old = terms.get(key)
-        merge = isinstance(old, dict) and isinstance(change, dict) and change.get("name", old.get("name")) == old.get("name")
-        terms[key] = {**old, **change} if merge else change
+        terms[key] = _merged(terms.get(key), change)
     return parse(StudyPlan, Source(f"{plan.study} as amended", terms), broken)
+
+
+def _merged(old: Any, change: Any) -> Any:
+    same = isinstance(old, dict) and isinstance(change, dict) and change.get("name", old.get("name")) == old.get("name")  # pyright: ignore
+    return {**old, **change} if same else change  # pyright: ignore[reportUnknownVariableType]
 
 
 M = typing.TypeVar("M", bound=BaseModel)
@@ -225,9 +232,7 @@ def _explained(model: type[BaseModel], detail: ErrorDetails) -> Broken:
             )
         case "literal_error" | "enum":
             allowed = re.findall(r"'([^']+)'", str(context["expected"]))
-            return Broken(
-                path, f"is not one of {', '.join(allowed)}", _did_you_mean(str(detail["input"]), allowed)
-            )
+            return Broken(path, f"is not one of {', '.join(allowed)}", _did_you_mean(str(detail["input"]), allowed))
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
             words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
             key, bound = next(iter(context.items()))

@@ -38,10 +38,14 @@ def broken(plan: StudyPlan) -> Iterator[Broken]:
     yield from _personalisation(plan)
     if plan.evaluation.split_column and plan.evaluation.holdout:
         yield Broken(
-            ("evaluation", "holdout"), "goes against split_column, which already splits the rows", "Keep one of the two."
+            ("evaluation", "holdout"),
+            "goes against split_column, which already splits the rows",
+            "Keep one of the two.",
         )
     table = plan.table
-    if plan.evaluation.split_column in {table.target.name, table.patient_id, *(f.name for f in table.features)} - {None}:
+    if plan.evaluation.split_column in {table.target.name, table.patient_id, *(f.name for f in table.features)} - {
+        None
+    }:
         yield Broken(
             ("evaluation", "split_column"),
             "is a feature, the target or the patient's id as well",
@@ -65,7 +69,9 @@ def _table(plan: StudyPlan) -> Iterator[Broken]:
             yield Broken((*path, "missing"), "needs a value to put in", "Add fill: VALUE beside it.")
         if feature.missing in ("refuse", "drop") and feature.fill is not None:
             yield Broken(
-                (*path, "fill"), f"is never used with missing: {feature.missing}", "Write missing: fill, or take fill out."
+                (*path, "fill"),
+                f"is never used with missing: {feature.missing}",
+                "Write missing: fill, or take fill out.",
             )
         match feature:
             case NumberFeature(range=(low, high)):
@@ -102,9 +108,7 @@ def _normalisation(plan: StudyPlan) -> Iterator[Broken]:
             "Write method: federated, or take it out.",
         )
     if terms.method == "federated" and not any(isinstance(f, NumberFeature) for f in plan.table.features):
-        yield Broken(
-            ("normalisation", "method"), "has no number feature to take statistics of", "Write method: plan."
-        )
+        yield Broken(("normalisation", "method"), "has no number feature to take statistics of", "Write method: plan.")
 
 
 def _privacy(plan: StudyPlan) -> Iterator[Broken]:

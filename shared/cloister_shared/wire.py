@@ -130,12 +130,13 @@ def _unpack(content: RecordDict) -> tuple[str, Vectors]:
     if set(content) != {"vectors", "header"}:
         raise KeyError("it has other parts than header and vectors")
     header, vectors = content["header"], content["vectors"]
-    # Not content.array_records: Flower's views refer back to the content, and such a circle keeps a large reply.
+    # Not content.array_records: that view and the content refer to each other, so a large reply would linger.
     if not isinstance(header, ConfigRecord) or not isinstance(vectors, ArrayRecord):
         raise TypeError("its parts are of another kind")
-    if set(header) != {"json"} or not isinstance(header["json"], str):
+    text = header.get("json")
+    if set(header) != {"json"} or not isinstance(text, str):
         raise KeyError("its header has other keys than json")
-    return header["json"], {name: _vector(name, array) for name, array in vectors.items()}
+    return text, {name: _vector(name, array) for name, array in vectors.items()}
 
 
 def _vector(name: str, array: Array) -> Vector:

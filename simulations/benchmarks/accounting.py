@@ -1,4 +1,4 @@
-"""Epsilon as our budget says it, beside dp-accounting asked by its public interface, over a table of histories."""
+"""Epsilon by our budget and by dp-accounting's public interface, over a table of histories."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo scenario as it ships: breast cytology at five hospitals, its three seeds, with and without privacy."""
+"""The demo scenario as it ships: breast cytology, its three seeds, with and without privacy."""
 
 from __future__ import annotations
 

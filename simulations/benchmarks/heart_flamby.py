@@ -1,12 +1,13 @@
-"""Heart disease by FLamby's protocol (du Terrail et al. 2022) through our engine, beside FLamby's own figures.
+"""Heart disease by FLamby's protocol (du Terrail et al. 2022) through our engine, beside FLamby's figures.
 
-One linear layer on 13 features, each centred and scaled by its hospital's own training rows (sample standard
-deviation); 15 rounds of 100 local SGD steps on batches of 4; hospitals weighted by training rows; accuracy at 0.5
-on each hospital's test rows; seeds 42 to 46. Pooled: Adam, 50 epochs, statistics of all training rows together.
-The learning rates are those that FLamby published; nothing was chosen here.
+One linear layer on 13 features, each centred and scaled by its hospital's own training rows (sample
+standard deviation); 15 rounds of 100 local SGD steps on batches of 4; hospitals weighted by training rows;
+accuracy at 0.5 on each hospital's test rows; seeds 42 to 46. Pooled: Adam, 50 epochs, statistics of all
+training rows together. The learning rates are those that FLamby published; nothing was chosen here.
 
-Known differences: FLamby's data loader goes on where the round before stopped, ours shuffles anew each round;
-FLamby divides by sd + 1e-9, which differs only for a constant column, and such a column is 0 either way.
+Known differences: FLamby's data loader goes on where the round before stopped, ours shuffles anew each
+round; FLamby divides by sd + 1e-9, which differs only for a constant column, and such a column is 0 either
+way.
 
     python simulations/benchmarks/heart_flamby.py    prints both tables, mean and sd over the seeds
 """
@@ -47,7 +48,10 @@ SEEDS = (42, 43, 44, 45, 46)
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
 FEDERATED = {
     "fedavg": (0.001, {"name": "fedavg"}),
-    "fedadam": (0.01, {"name": "fedadam", "server_learning_rate": 0.01, "beta1": 0.9, "beta2": 0.999, "tau": 1e-8}),
+    "fedadam": (
+        0.01,
+        {"name": "fedadam", "server_learning_rate": 0.01, "beta1": 0.9, "beta2": 0.999, "tau": 1e-8},
+    ),
 }
 """Method to local learning rate and strategy."""
 BARS = {
@@ -99,7 +103,8 @@ def ours() -> Accuracies:
 def trained(plan: StudyPlan, folder: Path) -> nn.Module:
     """The final model of a finished run."""
     model, checkpoint = initial_model(plan), Store(folder).load(plan)
-    assert checkpoint and checkpoint.round == plan.rounds
+    assert checkpoint
+    assert checkpoint.round == plan.rounds
     fill(model, layout_of(plan, model).shared, checkpoint.model)
     return model
 
@@ -145,10 +150,12 @@ def _together(parts: list[Rows]) -> Rows:
 def published() -> Accuracies:
     """FLamby's results, one file a seed, from the folder of real records."""
     methods = {"FedAvg100": "fedavg", "FedAdam100": "fedadam", "Pooled Training": "pooled"}
-    places = {f"client_test_{at}": hospital for at, hospital in enumerate(HOSPITALS)} | {"Pooled Test": "pooled test"}
+    places = {f"client_test_{at}": hospital for at, hospital in enumerate(HOSPITALS)}
+    places["Pooled Test"] = "pooled test"
     found: Accuracies = {}
     for seed in SEEDS:
-        with (data_folder("flamby_reference") / "results" / f"heart_seed{seed}.csv").open(encoding="utf-8") as file:
+        path = data_folder("flamby_reference") / "results" / f"heart_seed{seed}.csv"
+        with path.open(encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 if method := methods.get(row["Method"]):
                     place = found.setdefault(method, {}).setdefault(places[row["Test"]], [])
@@ -161,9 +168,10 @@ def main() -> None:
     print(f"{'accuracy, mean ± sd of seeds 42 to 46':<40}{'ours':<18}{'FLamby':<18}difference")
     for method in (*FEDERATED, "pooled"):
         for place, values in here[method].items():
-            means = [f"{statistics.mean(v):.3f} ± {statistics.stdev(v):.3f}" for v in (values, theirs[method][place])]
-            apart = statistics.mean(values) - statistics.mean(theirs[method][place])
-            print(f"{method + ', ' + place:<40}{means[0]:<18}{means[1]:<18}{apart:+.3f}")
+            reference = theirs[method][place]
+            both = [f"{statistics.mean(v):.3f} ± {statistics.stdev(v):.3f}" for v in (values, reference)]
+            apart = statistics.mean(values) - statistics.mean(reference)
+            print(f"{method + ', ' + place:<40}{both[0]:<18}{both[1]:<18}{apart:+.3f}")
 
 
 if __name__ == "__main__":

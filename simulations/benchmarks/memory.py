@@ -1,8 +1,8 @@
 """What the coordinator holds while it adds up large replies, in units of one model.
 
-A fresh process runs the real ``run_round`` for 10 replies of 25 million parameters. Its Grid does what a network's
-does: it lets go of the tickets once they are sent, and each reply comes into being when it is pulled. Hospital
-number i sends i everywhere, so the mean must be 4.5.
+A fresh process runs the real ``run_round`` for 10 replies of 25 million parameters. Its Grid does what a
+network's does: it lets go of the tickets once they are sent, and each reply comes into being when it is
+pulled. Hospital number i sends i everywhere, so the mean must be 4.5.
 
     python simulations/benchmarks/memory.py    prints the measurement of this very process as JSON
 """
@@ -63,7 +63,12 @@ class Replies(Grid):
         return Run.create_empty(1)
 
     def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
     ) -> Message:
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
@@ -88,9 +93,7 @@ class Replies(Grid):
         envelope, ticket = self.waiting.pop(name)
         body = np.float32(envelope.metadata.dst_node_id).tobytes() * PARAMETERS
         update = Array(dtype="float32", shape=(PARAMETERS,), stype=self.encoding, data=body)
-        header = ReplyHeader(
-            run=ticket.run, round=ticket.round, site=ticket.site, layout=self.layout.digest, rows=100
-        )
+        header = ReplyHeader(run=ticket.run, round=ticket.round, site=ticket.site, layout=self.layout.digest, rows=100)
         return [Message(pack(header, ArrayRecord({"update": update})), reply_to=envelope)]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:

@@ -1,10 +1,10 @@
 """Kill the coordinator and its hospitals at a random moment of every round, then resume.
 
-A fresh process imports everything once and forks each run from there. A child is killed (SIGKILL) at a random moment
-after the line of the round before appears in ``rounds.jsonl``; a second child resumes and ends the run. Without
-privacy the final model must equal the uninterrupted one bit for bit. With it, each hospital's epsilon must equal the
-uninterrupted run's, and its ledger must hold one event a round. All hospitals live in the killed process, so each of
-them is killed too, wherever it was.
+A fresh process imports everything once and forks each run from there. A child is killed (SIGKILL) at a
+random moment after the line of the round before appears in ``rounds.jsonl``; a second child resumes and
+ends the run. Without privacy the final model must equal the uninterrupted one bit for bit. With it, each
+hospital's epsilon must equal the uninterrupted run's, and its ledger must hold one event a round. All
+hospitals live in the killed process, so each of them is killed too, wherever it was.
 
     python simulations/benchmarks/resume.py    prints what was survived as JSON
 """
@@ -101,7 +101,7 @@ def measure(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def _warm(plan: StudyPlan, datasets: dict[str, Dataset]) -> None:
-    """Pay for slow imports and noise calibration once. No gradient is taken here: torch's engine does not fork."""
+    """Pay for slow imports and calibration once. No gradient is taken: torch's engine does not fork."""
     import opacus.grad_sample
     import opacus.optimizers  # noqa: F401
 

@@ -1,4 +1,4 @@
-"""The malformed plans and tables of ``tests/vectors``: how many there are, and whether each is refused as expected."""
+"""The malformed plans and tables of ``tests/vectors``: how many, and whether each is refused as expected."""
 
 from __future__ import annotations
 

@@ -42,24 +42,16 @@ _WIDTH = 100
 def run(
     scenario: Annotated[str, typer.Argument(help="A scenario that comes with Cloister, or a file.")],
     out: Annotated[Path | None, typer.Option(help="Folder for the results.  [default: runs/NAME]")] = None,
-    engine: Annotated[
-        str, typer.Option(help="in-process, or ray: a worker process for each hospital.")
-    ] = ENGINES[0],
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Keep what is finished in the folder and go on.")
-    ] = False,
-    seed: Annotated[
-        list[str] | None, typer.Option(metavar="N", help="Only this seed; may be repeated.")
-    ] = None,
+    engine: Annotated[str, typer.Option(help="in-process, or ray: a worker process for each hospital.")] = ENGINES[0],
+    resume: Annotated[bool, typer.Option("--resume", help="Keep what is finished in the folder and go on.")] = False,
+    seed: Annotated[list[str] | None, typer.Option(metavar="N", help="Only this seed; may be repeated.")] = None,
     arm: Annotated[
         list[str] | None,
         typer.Option(metavar="ARM", help=f"Only this way: {', '.join(ARMS)}; may be repeated."),
     ] = None,
     fault: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="KIND:HOSPITAL:ROUND", help="Let a reply drop, delay, corrupt or nan; may be repeated."
-        ),
+        typer.Option(metavar="KIND:HOSPITAL:ROUND", help="Let a reply drop, delay, corrupt or nan; may be repeated."),
     ] = None,
     reproducible_noise: Annotated[
         str | None,
@@ -69,9 +61,7 @@ def run(
     """Train pooled, alone, federated and with privacy; write a report."""
     with _in_plain_words():
         seeds = tuple(dict.fromkeys(_whole_number(text, "--seed") for text in seed or ()))
-        noise = (
-            None if reproducible_noise is None else _whole_number(reproducible_noise, "--reproducible-noise")
-        )
+        noise = None if reproducible_noise is None else _whole_number(reproducible_noise, "--reproducible-noise")
         _one_of("arm", arm or (), ARMS)
         _one_of("engine", (engine,), ENGINES)
         if noise is not None:
@@ -111,9 +101,7 @@ def check(file: Annotated[str, typer.Argument(help="A scenario file, or a scenar
 
         read = read_scenario(file)
         plan = read.plan
-        aggregation = (
-            "on" if plan.aggregation.secure_sum else "off: the coordinator sees each hospital's update"
-        )
+        aggregation = "on" if plan.aggregation.secure_sum else "off: the coordinator sees each hospital's update"
         facts = {
             "study": f"{plan.study}: {plan.title}",
             "plan digest": plan.digest,
@@ -143,9 +131,7 @@ def _run(scenario: Scenario, options: Options) -> None:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(highlight=False, width=_WIDTH)
     if not (arms := arms_of(scenario, options.arms)):
-        raise PlanRefused(
-            "The plan has no privacy, so there is no arm private.", mend="Leave out --arm private."
-        )
+        raise PlanRefused("The plan has no privacy, so there is no arm private.", mend="Leave out --arm private.")
     try:
         with _watched(scenario, options.seeds or scenario.simulation.seeds, arms, console) as (notice, done):
             found = compare(scenario, options, notice, done)
@@ -167,12 +153,8 @@ def _watched(
 
     rounds = scenario.plan.rounds
     said = (TextColumn("{task.completed:.0f}/{task.total:.0f} rounds"), TextColumn("{task.fields[auroc]}"))
-    with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), *said, console=console
-    ) as bars:
-        tasks = {
-            arm: bars.add_task(arm.name, total=len(seeds) * rounds, auroc="", start=False) for arm in arms
-        }
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), *said, console=console) as bars:
+        tasks = {arm: bars.add_task(arm.name, total=len(seeds) * rounds, auroc="", start=False) for arm in arms}
 
         def notice(arm: Arm, seed: int, number: int, metrics: object) -> None:
             value = metrics.get("auroc") if isinstance(metrics, dict) else None
@@ -250,9 +232,7 @@ def _hush() -> None:
 def _whole_number(text: str, option: str) -> int:
     if text.isdecimal() and int(text) < 2**31:
         return int(text)
-    raise PlanRefused(
-        f"{option} {text} is not a whole number from 0 to {2**31 - 1}.", mend=f"Write {option} 0."
-    )
+    raise PlanRefused(f"{option} {text} is not a whole number from 0 to {2**31 - 1}.", mend=f"Write {option} 0.")
 
 
 def _one_of(what: str, words: Sequence[str], known: Sequence[str]) -> None:
@@ -274,22 +254,25 @@ def _writable(folder: Path) -> Path:
 
 def _check_faults(faults: Sequence[tuple[str, int]], scenario: Scenario, folder: Path) -> None:
     """A fault at a hospital or in a round that is not there would quietly test nothing."""
+    from cloister_client.connectors.table import open_table
     from cloister_simulations.hospitals import build
 
-    sites = [path.parent.name for path in build(scenario.simulation.hospitals, folder / "hospitals")]
+    sites = [open_table(path).site.site for path in build(scenario.simulation.hospitals, folder / "hospitals")]
     for site, number in faults:
         _one_of("hospital", (site,), sites)
         if not 1 <= number <= scenario.plan.rounds:
-            raise PlanRefused(
-                f"There is no round {number}.", mend=f"Write one from 1 to {scenario.plan.rounds}."
-            )
+            raise PlanRefused(f"There is no round {number}.", mend=f"Write one from 1 to {scenario.plan.rounds}.")
 
 
 def _hospitals(scenario: Scenario) -> str:
     source = scenario.simulation.hospitals
-    named = {"heart-disease": "four real hospitals", "readmission": "six proxy hospitals (admission sources)"}
-    sites = f"{getattr(source, 'sites', '')} invented hospitals"
-    return f"{source.source}: {named.get(source.source, sites)}"
+    sites = getattr(source, "sites", "")
+    words = {
+        "heart-disease": "four real hospitals",
+        "readmission": "six proxy hospitals (admission sources)",
+        "tables": ", ".join(sites) if isinstance(sites, tuple) else "",
+    }
+    return f"{source.source}: {words.get(source.source, f'{sites} invented hospitals')}"
 
 
 def _epsilons(scenario: Scenario) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from cloister_client.app import Site, client_app
+from cloister_server.rounds import ask, collect
 from cloister_shared.errors import PlanRefused
 from cloister_simulations.grid import Fault, InProcessGrid
 
@@ -35,12 +37,15 @@ _ENVIRONMENT = {
 }
 """Nothing phones home, and no idle talk. The worker processes inherit it."""
 
+_START_UP = 120.0
+"""Seconds that Ray's workers may take until each hospital has answered once."""
+
 _OPEN: dict[Any, Site] = {}
 """The hospitals that this worker process has open, by their place in Ray's store."""
 
 
 def ray(server: ServerApp, sites: Mapping[str, Site], faults: tuple[Fault, ...]) -> None:
-    """Flower's simulation engine: hospitals work at the same time, in as many worker processes as there are cores.
+    """Flower's simulation engine: hospitals work side by side, in as many processes as there are cores.
 
     Raises:
         PlanRefused: Ray is not installed, or faults were asked for, which only ``in-process`` injects.
@@ -48,23 +53,27 @@ def ray(server: ServerApp, sites: Mapping[str, Site], faults: tuple[Fault, ...])
     """
     if faults:
         raise PlanRefused("Faults need the in-process engine.", mend="Leave out --engine ray or --fault.")
-    os.environ.update(_ENVIRONMENT)
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     try:
         import ray as cluster  # pyright: ignore
     except ImportError:
         raise PlanRefused("The engine ray is not installed.", mend="Run pip install 'cloister[ray]'.") from None
     from flwr.simulation import run_simulation
 
-    watched, raised = _watched(server)
+    watched, raised = _watched(server, len(sites))
     workers = min(len(sites), os.cpu_count() or 1)
     # Workers import what this process can, also where it was put on the path by hand.
     path = {"PYTHONPATH": os.pathsep.join(sys.path)}
     with _hushed("flwr"):
         try:
             cluster.init(
-                num_cpus=workers, include_dashboard=False, logging_level="ERROR", runtime_env={"env_vars": path}
+                num_cpus=workers,
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": path},
             )
-            # Each hospital travels once, into Ray's store; a worker fetches it when that hospital is first asked.
+            # Each hospital travels once, into Ray's store; a worker fetches it when it is first asked.
             places = [cluster.put((s.plan, s.dataset, s.folder, s.noise_seed)) for s in sites.values()]
             run_simulation(
                 server_app=watched,
@@ -88,13 +97,21 @@ def _opened(place: Any) -> Site:
     return _OPEN[place]
 
 
-def _watched(server: ServerApp) -> tuple[ServerApp, list[Exception]]:
-    """The same ServerApp, and where what it raises is put: Flower runs it in a thread and waits for its answer."""
+def _watched(server: ServerApp, hospitals: int) -> tuple[ServerApp, list[Exception]]:
+    """The same ServerApp once the workers are up, and where what it raises is put.
+
+    Flower starts it in a thread of its own before it registers the hospitals and before Ray's workers have
+    imported anything; none of that may count as a hospital's silence.
+    """
     app, raised = ServerApp(), list[Exception]()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         try:
+            deadline = time.monotonic() + _START_UP
+            while len(list(grid.get_node_ids())) < hospitals and time.monotonic() < deadline:
+                time.sleep(0.05)
+            collect(grid, ask(grid, list(grid.get_node_ids()), "query.enrol"), _START_UP, lambda *_: None)
             server(grid, context)
         except Exception as error:
             raised.append(error)

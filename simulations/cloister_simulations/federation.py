@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cloister_client.app import Site, client_app, own_constants
+from cloister_client.app import Site, own_constants
 from cloister_client.connectors.table import open_table
 from cloister_client.dataset import Dataset, Rows, load_dataset, normalised
 from cloister_client.evaluate import at_a_glance, enough, risks
@@ -34,7 +34,7 @@ from cloister_shared.tasks.layout import initial_model
 from cloister_shared.tasks.metrics import Estimate, evaluate, reliability
 from cloister_shared.tasks.zoo import task_of
 from cloister_shared.wire import Ticket, TicketHeader
-from cloister_simulations.grid import Fault, InProcessGrid
+from cloister_simulations.grid import Fault
 from cloister_simulations.hospitals import build
 from cloister_simulations.scenario import Scenario
 
@@ -300,9 +300,7 @@ def _result(
 
 def _judge(plan: StudyPlan, y: NDArray[np.float64], p: NDArray[np.float64]) -> Metrics:
     terms = plan.evaluation
-    return evaluate(
-        y, p, threshold=terms.threshold, level=terms.interval, resamples=terms.resamples, seed=plan.seed
-    )
+    return evaluate(y, p, threshold=terms.threshold, level=terms.interval, resamples=terms.resamples, seed=plan.seed)
 
 
 # --- small things --------------------------------------------------------------------------------------------

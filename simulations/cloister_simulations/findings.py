@@ -13,6 +13,7 @@ from cloister_shared.tasks.metrics import Estimate
 from cloister_simulations.federation import Arm, Comparison, Metrics, Result
 
 DASH = "\u2013"
+VOID = "void"  # what an epsilon is worth whose noise can be drawn again
 NOTHING = Estimate(None, None, None, 0)
 
 
@@ -25,7 +26,7 @@ class ArmRow:
     over_seeds: str
     """The least and the greatest AUROC."""
     epsilon: str
-    """The most that any hospital spent in any run of the arm, by its own ledger."""
+    """The most that any hospital spent in any run of the arm, by its own ledger; or ``none``, or ``VOID``."""
 
     def __getitem__(self, metric: str) -> Estimate:
         return self.metrics.get(metric, NOTHING)
@@ -124,7 +125,7 @@ def _epsilon(results: Sequence[Result]) -> str:
     if not results[0].arm.epsilon:
         return "none"
     if any(result.reproducible_noise for result in results):
-        return "void"
+        return VOID
     return f"{max((spent for result in results for spent in result.epsilon.values()), default=0.0):.2f}"
 
 
@@ -132,9 +133,7 @@ def _epsilon(results: Sequence[Result]) -> str:
 def summary(comparison: Comparison) -> Iterator[str]:
     """The findings as sentences: what was measured, and nothing past it."""
     rows, target = comparison.rows, comparison.scenario.plan.table.target.name
-    train, test, ill = (
-        sum(counts[key] for counts in rows.values()) for key in ("train", "test", "positives")
-    )
+    train, test, ill = (sum(counts[key] for counts in rows.values()) for key in ("train", "test", "positives"))
     yield (
         f"{len(rows)} hospitals with {train:,} training rows between them; models are judged on {test:,} rows"
         f" that trained none of them. {ill / max(train + test, 1):.0%} of rows have the outcome, {target}."
@@ -152,20 +151,20 @@ def summary(comparison: Comparison) -> Iterator[str]:
 
 def _between_arms(comparison: Comparison) -> Iterator[str]:
     """Each arm that all hospitals train together, held against the one that guards less."""
-    found = {row.arm: row["auroc"] for row in arm_rows(comparison) if row.arm.kind != "alone"}
+    rows = [row for row in arm_rows(comparison) if row.arm.kind != "alone"]
+    found = {row.arm: row["auroc"] for row in rows}
+    void = [row.arm for row in rows if row.epsilon == VOID]
     of = {arm.kind: auroc for arm, auroc in found.items()}
     compared, apart = 0, list[str]()
     for arm, auroc in found.items():
-        if arm.epsilon and comparison.reproducible_noise:
+        if arm in void:
             noise = f"reproducible noise, as much as ε = {arm.epsilon:g} needs"
             yield f"With {noise}, the model reaches {text(auroc)}; but such noise gives no privacy."
             continue
-        how = {
-            "pooled": "Trained on all rows pooled in one place",
-            "federated": "Trained together without privacy",
-        }
+        how = "on all rows pooled in one place" if arm.kind == "pooled" else "together without privacy"
+        how = f"together at ε = {arm.epsilon:g}" if arm.epsilon else how
         other = "federated" if arm.epsilon and "federated" in of else "pooled"
-        said = f"{how.get(arm.kind) or f'Trained together at ε = {arm.epsilon:g}'}, the model reaches {text(auroc)}"
+        said = f"Trained {how}, the model reaches {text(auroc)}"
         if arm.kind == "pooled" or other not in of:
             yield f"{said}."
             continue
@@ -197,9 +196,10 @@ def _alone(comparison: Comparison) -> Iterator[str]:
         return
     steps = [round(_value(together), 3) - round(_value(by_itself), 3) for together, by_itself in pairs]
     apart = sum(not overlap(*pair) for pair in pairs)
+    higher, lower = sum(step > 0 for step in steps), sum(step < 0 for step in steps)
     yield (
-        f"Training together without privacy is higher at {sum(s > 0 for s in steps)} and lower at"
-        f" {sum(s < 0 for s in steps)} of {len(pairs)} hospitals; the intervals lie apart at {apart or 'none'}."
+        f"Training together without privacy is higher at {higher} and lower at {lower} of {len(pairs)}"
+        f" hospitals; the intervals lie apart at {apart or 'none'}."
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -20,6 +20,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from cloister_shared.errors import PlanRefused
 from cloister_shared.wire import pack, pack_vectors, unpack_reply
+
+LOST = 1003
+"""Flower's error code, here, for a reply that was lost on the way."""
 
 FAULTS = ("drop", "delay", "corrupt", "nan")
 
@@ -125,7 +128,8 @@ class InProcessGrid(Grid):
             case None:
                 return reply
             case Fault(kind="drop"):
-                return None
+                # As the deadline would have it, without the wait: a plan may allow a round ten minutes.
+                return Message(Error(code=LOST, reason="no answer within the round's time"), reply_to=message)
             case Fault(kind="delay", seconds=seconds):
                 self._late[name] = (time.monotonic() + seconds, reply)
                 return None
@@ -146,5 +150,3 @@ def _spoilt(reply: Message, message: Message, kind: str) -> Message:
         vector[vector.size // 2] = np.nan
     spoilt = {**read.vectors, "update": vector if kind == "nan" else vector[:-1]}
     return Message(pack(read.header, pack_vectors(spoilt)), reply_to=message)
-
-

@@ -22,6 +22,7 @@ from cloister_simulations.federation import Arm, Comparison, Metrics
 from cloister_simulations.findings import (
     DASH,
     NOTHING,
+    VOID,
     arm_rows,
     by_arm,
     hospital_rows,
@@ -38,6 +39,7 @@ SOURCES = {
     "heart-disease": "Published patients of four real hospitals.",
     "readmission": "Published encounters that name no hospital: each site here is a way into a hospital"
     " (admission source) that stands in for one. No figure here speaks for a real hospital.",
+    "tables": "The hospitals' own tables, as the scenario names them.",
     "generated-ehr": "Invented patients at invented hospitals. No figure here speaks for real ones.",
 }
 """Whose records they are, by the scenario's source."""
@@ -78,12 +80,11 @@ def html(comparison: Comparison) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    arms, plan, hospitals = by_arm(comparison), comparison.scenario.plan, hospital_rows(comparison)
+    arms, plan = by_arm(comparison), comparison.scenario.plan
+    rows, hospitals = arm_rows(comparison), hospital_rows(comparison)
     drawn = {row.name: row.auroc for row in hospitals if row.auroc}
     missed = [
-        f"{result.arm.name}, seed {result.seed}: {why}"
-        for result in comparison.results
-        for why in result.rejected
+        f"{result.arm.name}, seed {result.seed}: {why}" for result in comparison.results for why in result.rejected
     ]
     return templates.get_template("report.html.j2").render(
         comparison=comparison,
@@ -102,7 +103,8 @@ def html(comparison: Comparison) -> str:
         seconds=sum(result.seconds for result in comparison.results),
         summary=" ".join(summary(comparison)),
         arms=arms,
-        rows=arm_rows(comparison),
+        rows=rows,
+        void=[row.arm for row in rows if row.epsilon == VOID],
         hospitals=hospitals,
         columns=_columns(comparison),
         tuned=any(row.tuned.value is not None for row in hospitals),
@@ -146,13 +148,9 @@ def tables(comparison: Comparison) -> list[Table]:
 
 def _arm_table(comparison: Comparison) -> Table:
     level, notes = interval_level(comparison), list[str]()
-    notes.append(
-        "Means over seeds. Slope: of calibration, 1 is best. ε: the most that any hospital's ledger counts."
-    )
+    notes.append("Means over seeds. Slope: of calibration, 1 is best. ε: the most that any hospital's ledger counts.")
     if any(arm.kind == "alone" for arm in by_arm(comparison)):
-        notes.append(
-            "Alone: each hospital's own model on its own patients, then all patients taken together."
-        )
+        notes.append("Alone: each hospital's own model on its own patients, then all patients taken together.")
     heads = (f"AUROC ({level} interval)", "over seeds", "AUPRC", "Brier", "slope", "ε")
     table = _table("How well does it predict?", notes, *heads)
     for row in arm_rows(comparison):
@@ -167,9 +165,7 @@ def _hospital_table(comparison: Comparison) -> Table:
     shown, notes = rows[:_MOST_IN_TERMINAL], list[str]()
     if any(arm not in row.auroc for row in shown for arm in columns):
         least = comparison.scenario.plan.evaluation.min_count
-        notes.append(
-            f"{DASH}: fewer than {least} held-out rows of either outcome, so no metrics leave the hospital."
-        )
+        notes.append(f"{DASH}: fewer than {least} held-out rows of either outcome, so no metrics leave the hospital.")
     if len(rows) > len(shown):
         notes.append(f"The {len(shown)} largest of {len(rows)} hospitals; report.html shows all.")
     names = [f"ε = {arm.epsilon:g}" if arm.epsilon else arm.kind for arm in columns]

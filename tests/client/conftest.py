@@ -1,4 +1,4 @@
-"""A hospital in memory: three numbers whose plan constants are 0 and 1, so that inputs are what is written here."""
+"""A hospital in memory: three numbers with plan constants 0 and 1, so that inputs are as written here."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +75,8 @@ def open_site(tmp_path: Path) -> Callable[..., Site]:
         test: Rows | None = None,
         noise_seed: int | None = None,
     ) -> Site:
-        train, test = train or some_rows(), test or some_rows(20, seed=9)
+        train = some_rows() if train is None else train
+        test = some_rows(20, seed=9) if test is None else test
         dataset = Dataset(columns(plan.table), train, test, QualityReport("st-marys", len(train), []))
         return Site(plan, dataset, tmp_path / folder, noise_seed=noise_seed)
 
@@ -88,7 +89,7 @@ def ticket_for() -> Callable[..., Ticket]:
 
     def made(site: Site, number: int = 1, *, run: str = "run-1", **vectors: np.ndarray) -> Ticket:
         header = TicketHeader(run=run, plan=site.plan.digest, round=number, site=site.name)
-        start = np.full(site.layout.size, 0.125, dtype=np.float32)
+        start = np.linspace(-0.3, 0.4, site.layout.size, dtype=np.float32)
         return Ticket(header, {"model": start, **vectors})
 
     return made
@@ -96,7 +97,7 @@ def ticket_for() -> Callable[..., Ticket]:
 
 @pytest.fixture
 def recorder() -> Callable[..., SimpleNamespace]:
-    """A task whose loss writes down the outcomes it is given: with y = 0, 1, 2, … these are the rows drawn."""
+    """A task whose loss writes down the outcomes it is given; y = 0, 1, 2, … names the rows drawn."""
 
     def made(scale: float = 1.0) -> SimpleNamespace:
         task = SimpleNamespace(drawn=[])

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,9 +123,16 @@ def test_two_handles_see_one_budget(path):
             commit(ledger, 2, "t1", epsilon=TWO)
 
 
-def test_processes_that_race_cannot_both_have_the_last_of_the_budget(path):
-    """Each of eight asks for a round of its own; only two fit."""
+def test_processes_that_race_cannot_both_have_the_last_of_the_budget(path, monkeypatch):
+    """Each of eight asks for a round of its own, while the others think; only two fit."""
     Ledger(path).close()
+    price = budget.epsilon
+
+    def slowly(history: list[Event], delta: float) -> float:
+        time.sleep(0.03)
+        return price(history, delta)
+
+    monkeypatch.setattr(budget, "epsilon", slowly)
     children = []
     for number in range(1, 9):
         child = os.fork()

@@ -59,7 +59,7 @@ def one_gradient(plan: StudyPlan, rows: Rows, task: Task = tabular) -> Tensor:
 
 def by_definition(plan: StudyPlan, rows: Rows, clip_norm: float) -> Tensor:
     """Abadi et al. 2016, algorithm 1, a row at a time and without noise."""
-    model, total = initial_model(plan), 0.0
+    model, total = initial_model(plan), torch.zeros((), dtype=torch.float64)
     for x, y in zip(rows.x, rows.y, strict=True):
         model.zero_grad()
         logit = model(x[None])[0, 0]
@@ -82,7 +82,7 @@ def test_gradient_is_the_definitions(no_noise, dp_plan, rows, task):
     plan = amend(plan, privacy={"clip_norm": clip_norm})
     expected = by_definition(plan, some, clip_norm)
     assert not torch.allclose(expected, by_definition(plan, some, math.inf), rtol=0.05)
-    torch.testing.assert_close(one_gradient(plan, some), expected, rtol=2e-5, atol=1e-7)
+    torch.testing.assert_close(one_gradient(plan, some), expected, rtol=2e-5, atol=5e-7)  # Opacus adds 1e-6 to a norm
 
 
 @pytest.mark.parametrize("task", [{"name": "tabular"}, MLP])
@@ -118,7 +118,7 @@ def test_divisor_is_the_expected_batch_size_whatever_is_drawn(no_noise, dp_plan,
 
 
 # --- sampling ----------------------------------------------------------------------------------------------
-STEPS, ROWS, RATE = 3000, 40, 0.2
+STEPS, ROWS, RATE = 2000, 40, 0.2
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def inclusions(no_noise, dp_plan, rows, recorder) -> NDArray[np.bool_]:
 
 
 def test_sampling_is_poisson(inclusions):
-    """Each row by a coin of its own. A shuffled epoch fails the second check, a fixed batch size the third."""
+    """Each row by a coin of its own. Shuffled epochs fail the second check, a fixed size the third."""
     expected, variance = STEPS * RATE, STEPS * RATE * (1 - RATE)
     statistic = ((inclusions.sum(axis=0) - expected) ** 2 / variance).sum()
     assert stats.chi2.ppf(0.001, ROWS) < statistic < stats.chi2.ppf(0.999, ROWS)
@@ -151,7 +151,7 @@ def test_sampling_is_poisson(inclusions):
     # From row to row: the batch size is binomial.
     sizes = inclusions.sum(axis=1)
     counts = np.bincount(sizes, minlength=ROWS + 1)
-    law = STEPS * stats.binom(ROWS, RATE).pmf(np.arange(ROWS + 1))
+    law = STEPS * stats.binom.pmf(np.arange(ROWS + 1), ROWS, RATE)
     common = law >= 5
     compared = np.append(counts[common], counts[~common].sum()), np.append(law[common], law[~common].sum())
     assert stats.chisquare(*compared).pvalue > 0.001
@@ -216,7 +216,12 @@ def test_no_seed_is_kept_or_sent(open_site, ticket_for, plan_with, tmp_path: Pat
     site = open_site(plan_with(dp=True))
     reply = site.train(ticket_for(site))
     seed = site._generator.initial_seed()
-    spellings = [str(seed).encode(), f"{seed:x}".encode(), seed.to_bytes(8, "little"), seed.to_bytes(8, "big")]
+    spellings = [
+        str(seed).encode(),
+        f"{seed:x}".encode(),
+        seed.to_bytes(8, "little"),
+        seed.to_bytes(8, "big"),
+    ]
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {path.name for path in files} >= {"ledger.sqlite", "run-1.answer.safetensors"}
     said = reply.header.model_dump_json().encode() + b"".join(v.tobytes() for v in reply.vectors.values())

@@ -60,7 +60,7 @@ def test_an_epoch_holds_each_row_once_and_goes_on_over_steps(rows, recorder):
     for _ in range(6):
         mechanism.gradient()
     assert [len(drawn) for drawn in task.drawn] == [4, 4, 2] * 2
-    first, second = sum(task.drawn[:3], []), sum(task.drawn[3:], [])
+    first, second = ([row for drawn in epoch for row in drawn] for epoch in (task.drawn[:3], task.drawn[3:]))
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second
 
@@ -81,7 +81,7 @@ def slope(model: nn.Linear, value: float):
 
 
 def test_proximal_pull_by_hand(plan_with):
-    """w1 = 1 - .5 * 2 = 0; w2 = 0 - .5 * (2 + .4 * (0 - 1)) = -.8; w3 = -.8 - .5 * (2 + .4 * (-.8 - 1)) = -1.44"""
+    """From 1: to 1 - .5 * 2 = 0, to 0 - .5 * (2 - .4 * 1) = -.8, to -.8 - .5 * (2 - .4 * 1.8) = -1.44."""
     model = one_weight(1.0)
     train(model, slope(model, 2.0), plan_with().training, 3, pull=0.4)
     assert model.weight.item() == pytest.approx(-1.44)
@@ -103,10 +103,11 @@ def test_adam_takes_steps_of_the_learning_rate(plan_with):
 
 
 def test_parameters_without_gradient_stay(plan_with):
-    model = nn.Sequential(one_weight(1.0), one_weight(1.0))
+    first, second = one_weight(1.0), one_weight(1.0)
+    model = nn.Sequential(first, second)
 
     def gradient() -> None:
-        model[0].weight.grad = torch.ones(1, 1)
+        first.weight.grad = torch.ones(1, 1)
 
     train(model, gradient, plan_with().training, 1, pull=1.0, correction=[torch.ones(1, 1), torch.ones(1, 1)])
-    assert [layer.weight.item() for layer in model] == [0.0, 1.0]
+    assert [first.weight.item(), second.weight.item()] == [0.0, 1.0]

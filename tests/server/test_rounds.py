@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
 from cloister_server.rounds import Study, run_round
 from cloister_server.store import Checkpoint, Store
 from cloister_shared.errors import CheckpointBroken, QuorumLost
@@ -14,8 +17,6 @@ from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend, read_plan
 from cloister_shared.tasks.layout import Layout
 from cloister_shared.wire import ReplyHeader, pack, pack_vectors, unpack_ticket
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 PLAN = """
 study: three
@@ -131,7 +132,10 @@ ODD: dict[str, tuple[Answer, str]] = {
     "too few rows": (answering([1, 0, 0, 0], rows=4), "4 rows is outside"),
     "another round": (answering([1, 0, 0, 0], round=3), "for round 3"),
     "another hospital": (answering([1, 0, 0, 0], site="ash"), "ash's"),
-    "an error": (lambda m: Message(Error(code=1001, reason="the hospital says no"), reply_to=m), "the hospital says no"),
+    "an error": (
+        lambda m: Message(Error(code=1001, reason="the hospital says no"), reply_to=m),
+        "the hospital says no",
+    ),
     "silence": (lambda m: None, "no answer within 0.3 s"),
     "other parts": (lambda m: raw(m, things=ConfigRecord({})), "other parts"),
     "a header that is not JSON": (
@@ -139,7 +143,9 @@ ODD: dict[str, tuple[Answer, str]] = {
         "cannot be read",
     ),
     "an unknown header key": (
-        lambda m: raw(m, vectors=ArrayRecord({}), header=ConfigRecord({"json": '{"run":"r","round":1,"site":"x","a":1}'})),
+        lambda m: raw(
+            m, vectors=ArrayRecord({}), header=ConfigRecord({"json": '{"run":"r","round":1,"site":"x","a":1}'})
+        ),
         "a: extra inputs",
     ),
     "float64": (with_array(Array("float64", (4,), "cloister.float32.le", bytes(32))), "float64"),

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from cloister_server.strategies import ROBUST_RULES, STRATEGIES, State, Vector
-from cloister_shared import plan as terms
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cloister_server.strategies import ROBUST_RULES, STRATEGIES, State, Vector
+from cloister_shared import plan as terms
 
 MODEL = np.array([1.0, -2.0, 0.5], dtype=np.float32)
 UPDATE = np.array([0.1, 0.2, -0.4], dtype=np.float32)
@@ -54,9 +55,9 @@ def test_fedadagrad_adds_up_squares():
     assert model == pytest.approx(MODEL + 0.1 * np.sign(UPDATE) * (1 + 1 / np.sqrt(2)), rel=1e-4)
 
 
-UPDATES = st.lists(
-    st.lists(st.floats(-10, 10, width=32), min_size=4, max_size=4), min_size=5, max_size=9
-).map(lambda rows: [np.array(row, dtype=np.float32) for row in rows])
+UPDATES = st.lists(st.lists(st.floats(-10, 10, width=32), min_size=4, max_size=4), min_size=5, max_size=9).map(
+    lambda rows: [np.array(row, dtype=np.float32) for row in rows]
+)
 
 
 @given(UPDATES, st.randoms())

@@ -64,6 +64,7 @@ def simulated(n: int, seed: int, slope: float = 1.0) -> tuple[Array, Array]:
 
 @pytest.mark.parametrize("name", ORACLES)
 @given(case=cases())
+@settings(deadline=None)
 def test_agrees_with_scikit_learn(name: str, case: tuple[Array, Array, Array]) -> None:
     y, p, weights = case
     answers = METRICS[name](y, p, weights)
@@ -96,13 +97,13 @@ def separated(positive: Array, negative: Array) -> bool:
     """Whether some cut leaves the classes on its two sides, or on it."""
     cuts = [*positive, *negative]
     return any(
-        ((positive >= cut).all() and (negative <= cut).all())
-        or ((positive <= cut).all() and (negative >= cut).all())
+        ((positive >= cut).all() and (negative <= cut).all()) or ((positive <= cut).all() and (negative >= cut).all())
         for cut in cuts
     )
 
 
 @given(case=cases())
+@settings(deadline=None)
 def test_fast_auroc_is_the_weighted_one(case: tuple[Array, Array, Array]) -> None:
     y, p, _ = case
     fast = auroc(y, p)
@@ -121,9 +122,8 @@ def test_reliability_agrees_with_scikit_learn(bins: int) -> None:
 
 
 @given(case=cases(), bins=st.integers(1, 50))
-def test_reliability_bins_hold_everyone_once_and_never_split_a_tie(
-    case: tuple[Array, Array, Array], bins: int
-) -> None:
+@settings(deadline=None)
+def test_reliability_bins_hold_everyone_once_and_never_split_a_tie(case: tuple[Array, Array, Array], bins: int) -> None:
     y, p, _ = case
     points = reliability(y, p, bins)
     assert 1 <= len(points) <= min(bins, len(set(p)))

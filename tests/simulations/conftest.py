@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+
 from cloister_shared.plan_file import amend
-from cloister_simulations.hospitals import GeneratedEhr
+from cloister_simulations.generated import GeneratedEhr
 from cloister_simulations.scenario import Scenario, read_scenario
 
 

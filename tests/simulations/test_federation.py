@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from cloister_server.store import Store
 from cloister_shared.errors import CohortTooSmall, PlanRefused, QuorumLost
 from cloister_shared.plan_file import amend

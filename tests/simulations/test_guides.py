@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+
 from cloister_shared.errors import PlanRefused
 from cloister_simulations.federation import Options, compare
 from cloister_simulations.scenario import read_scenario

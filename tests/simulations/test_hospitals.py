@@ -16,9 +16,9 @@ from cloister_shared.errors import DataRefused
 from cloister_shared.plan import CategoryFeature, NumberFeature, StudyPlan
 from cloister_shared.plan_file import load, parse
 from cloister_shared.plan_rules import broken
+from cloister_simulations.generated import GeneratedEhr
 from cloister_simulations.hospitals import (
     BreastCancer,
-    GeneratedEhr,
     HeartDisease,
     Readmission,
     Source,

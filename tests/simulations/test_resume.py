@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from cloister_client.ledger import Ledger
 from cloister_server.store import Checkpoint, Store
 from cloister_shared import durable
@@ -90,7 +91,9 @@ def test_killed_at_every_write(small, folder, kind):
     arm = next(arm for arm in arms_of(small) if arm.kind == ("private" if kind == "private" else "federated"))
     changes = KINDS[kind]
     if arm.kind == "federated":
-        changes = {"privacy": dict.fromkeys(("unit", "epsilon", "delta", "clip_norm")) | {"mechanism": "none"}} | changes
+        changes = {
+            "privacy": dict.fromkeys(("unit", "epsilon", "delta", "clip_norm")) | {"mechanism": "none"}
+        } | changes
     scenario = small.model_copy(update={"plan": amend(small.plan, **changes)})
     straight, killed = folder / "straight", folder / "killed"
     whole = compare(scenario, Options(straight, arms=(arm.kind,))).results[0]

@@ -1,8 +1,8 @@
-"""Each file in ``plan/`` and ``table/`` holds one mistake, and is refused in the words that its header promises.
+"""Each file in ``plan/`` and ``table/`` holds one mistake, and is refused in the words that it promises.
 
-A header, then the content after a line ``---``; a table is a site.yaml, ``---`` and the CSV, read against
-``table/plan.yaml``. ``expect`` is the error's class, or ``accepted``; every ``says`` stands in the message and
-no ``secret`` does.
+A header, then the content after a line ``---``. A table's content is a site.yaml, ``---`` and the CSV, read
+against ``table/plan.yaml``. ``expect`` is the error's class, or ``accepted``; every ``says`` stands in the
+message and no ``secret`` does.
 """
 
 import signal

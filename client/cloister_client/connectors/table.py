@@ -134,7 +134,8 @@ class TableConnector:
                 found[name] = (one - zero, zero)
             except Exception:  # pint reads a unit with Python's tokenizer, and raises whatever that meets
                 raise DataRefused(
-                    f"site.yaml of {self.site.site}: {name} is in {given}, which cannot become {wanted or 'a bare number'}.",
+                    f"site.yaml of {self.site.site}: {name} is in {given}, which cannot become"
+                    f" {wanted or 'a bare number'}.",
                     mend=f"Correct the unit, or write {name}: {{unit: {given}, factor: NUMBER}}, with value * factor in"
                     f" {wanted or 'the scale of the plan'}.",
                 ) from None
@@ -151,7 +152,12 @@ class TableConnector:
             if self.path.suffix in (".csv", ".gz"):
                 _check_shape(self.path, where)
                 return pd.read_csv(
-                    self.path, dtype=str, keep_default_na=False, na_values=list(MISSING), nrows=rows, skipinitialspace=True
+                    self.path,
+                    dtype=str,
+                    keep_default_na=False,
+                    na_values=list(MISSING),
+                    nrows=rows,
+                    skipinitialspace=True,
                 )
         except FileNotFoundError:
             raise DataRefused(
@@ -165,7 +171,9 @@ class TableConnector:
                 f"{where} cannot be read as a table ({type(error).__name__}).",
                 mend="Name a file of the kind that its ending says, or export it again.",
             ) from None
-        raise DataRefused(f"{where} is neither CSV nor Parquet.", mend="Name a file that ends in .csv, .csv.gz or .parquet.")
+        raise DataRefused(
+            f"{where} is neither CSV nor Parquet.", mend="Name a file that ends in .csv, .csv.gz or .parquet."
+        )
 
 
 @cache
@@ -183,9 +191,11 @@ def _check_shape(path: Path, where: str) -> None:
         DataRefused: names the first such row, or the column that stands there twice.
     """
     number = 0
-    with gzip.open(path, "rt", encoding="utf-8-sig", newline="") if path.suffix == ".gz" else path.open(
-        encoding="utf-8-sig", newline=""
-    ) as file:
+    with (
+        gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+        if path.suffix == ".gz"
+        else path.open(encoding="utf-8-sig", newline="") as file
+    ):
         rows = (row for row in csv.reader(file, skipinitialspace=True, strict=True) if row not in ([], [""]))
         try:
             header = next(rows, [])
@@ -207,7 +217,8 @@ def _check_shape(path: Path, where: str) -> None:
                     )
         except csv.Error as error:
             raise DataRefused(
-                f"{where}: row {number + 1} is not CSV: {error}.", mend="Close every quote; write a quote in a cell twice."
+                f"{where}: row {number + 1} is not CSV: {error}.",
+                mend="Close every quote; write a quote in a cell twice.",
             ) from None
 
 

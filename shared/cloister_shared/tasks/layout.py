@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ class Layout:
         """Parameters in the vector that travels."""
         return sum(size for _, size in self.shared)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Names the order of parameters; two sides with another order must not add up their vectors."""
         return hashlib.sha256(repr(self.shared).encode()).hexdigest()[:16]
@@ -75,4 +76,4 @@ def fill(model: nn.Module, entries: tuple[tuple[str, int], ...], vector: NDArray
 
 def split(vector: Tensor, entries: tuple[tuple[str, int], ...]) -> Iterator[Tensor]:
     """The parts of a flat vector, one for each entry."""
-    return iter(vector.split([size for _, size in entries]))
+    return iter(torch.split(vector, [size for _, size in entries]))

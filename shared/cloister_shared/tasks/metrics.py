@@ -25,7 +25,7 @@ Metric = Callable[[Vector, Vector, Matrix], Vector]
 CLIP = 1e-7  # probabilities nearer than this to 0 or 1 count as this near, so that their logit is finite
 NEWTON_STEPS = 100  # ordinary data need 4 to 8
 NEWTON_TOLERANCE = 1e-6  # stop when no patient's logit moves further; the error left is about its square
-CELLS = 200_000  # resample counts drawn at a time: 1.6 MB an array, and fastest of 100,000 to 800,000
+CELLS = 200_000  # resample counts drawn at a time: 1.6 MB an array, 10 MB at the peak
 
 
 @dataclass(frozen=True)

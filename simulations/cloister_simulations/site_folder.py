@@ -1,0 +1,56 @@
+"""One hospital on disk: its table, and the ``site.yaml`` that says how the table differs from the plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+from numpy.typing import NDArray
+
+Units = dict[str, str | dict[str, str | float]]
+
+
+@dataclass(frozen=True)
+class Hospital:
+    """A name, a table, and how its columns differ from the plan's."""
+
+    site: str
+    table: pd.DataFrame
+    columns: dict[str, str] = field(default_factory=dict)
+    """A feature's name in the plan: its column in ``table``, where they differ."""
+    units: Units = field(default_factory=dict)
+    """A feature's name in the plan: the unit of its column, where it is not the plan's."""
+
+
+def write(hospital: Hospital, folder: Path, table: str) -> Path:
+    """Write the table (CSV or Parquet, by its name) and the ``site.yaml`` beside it; the path of the latter."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if table.endswith(".parquet"):
+        hospital.table.to_parquet(folder / table, index=False)
+    else:
+        hospital.table.to_csv(folder / table, index=False, lineterminator="\n")
+    differs = {"columns": hospital.columns, "units": hospital.units}
+    described = {"path": table} | {key: value for key, value in differs.items() if value}
+    site_yaml = folder / "site.yaml"
+    terms = {"site": hospital.site, "table": described}
+    site_yaml.write_text(yaml.safe_dump(terms, sort_keys=False), encoding="utf-8", newline="\n")
+    return site_yaml
+
+
+def invented_names(count: int) -> list[str]:
+    """Names that stand for no real hospital: trees, then numbered trees."""
+    trees = ("alder", "birch", "cedar", "elder", "hazel", "juniper", "linden", "maple", "rowan", "willow")
+    rounds = ["" if i < len(trees) else f"-{i // len(trees) + 1}" for i in range(count)]
+    return [f"{trees[i % len(trees)]}{numbered}" for i, numbered in enumerate(rounds)]
+
+
+def apportion(total: int, weights: NDArray[np.floating]) -> list[int]:
+    """Whole numbers that sum to ``total`` and follow the weights, by largest remainders."""
+    exact = total * np.asarray(weights, dtype=float) / np.sum(weights)
+    whole = np.floor(exact).astype(int)
+    most_owed = np.argsort(whole - exact, kind="stable")
+    whole[most_owed[: total - whole.sum()]] += 1
+    return whole.tolist()

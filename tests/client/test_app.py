@@ -1,0 +1,457 @@
+"""cloister_client.app: a hospital answers to the plan it approved, says a thing once, and lets no row out."""
+
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from cloister_client import app as app_module
+from cloister_client.app import FAILED, REFUSED, Site, client_app, own_constants
+from cloister_client.dataset import Rows
+from cloister_client.privacy import noise_generator
+from cloister_shared.errors import BudgetExceeded, TicketRefused
+from cloister_shared.plan_file import amend
+from cloister_shared.tasks.metrics import auroc
+from cloister_shared.wire import Ticket, TicketHeader, pack, pack_vectors, unpack_reply
+
+MLP = {"name": "tabular", "model": "mlp", "hidden": [4], "norm": "layer"}
+REMEMBERING = {
+    "dp": {"dp": True},
+    "scaffold": {"strategy": {"name": "scaffold"}},
+    "local layers": {"task": MLP, "personalisation": {"local_layers": ["norm"]}},
+}
+
+
+def amended(ticket: Ticket, **changes: object) -> Ticket:
+    header = TicketHeader(**{**ticket.header.model_dump(), **changes})
+    return Ticket(header, ticket.vectors)
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return a.keys() == b.keys() and all(a[name].tobytes() == b[name].tobytes() for name in a)
+
+
+@pytest.fixture
+def control(open_site) -> Callable[[Site], dict[str, np.ndarray]]:
+    """What a coordinator adds to a ticket for SCAFFOLD."""
+
+    def made(site: Site) -> dict[str, np.ndarray]:
+        if site.plan.strategy.name != "scaffold":
+            return {}
+        return {"control": np.linspace(-0.1, 0.1, site.layout.size, dtype=np.float32)}
+
+    return made
+
+
+# --- tickets that do not fit the approved plan -------------------------------------------------------------
+def test_an_honest_ticket_passes(open_site, ticket_for, plan_with):
+    site = open_site(plan_with())
+    for number in (0, 1, 3, 4):  # statistics, the three rounds, the last evaluation
+        site.check(ticket_for(site, number))
+
+
+def test_another_plan_is_refused(open_site, ticket_for, plan_with):
+    site, other = open_site(plan_with(dp=True)), plan_with(privacy={"mechanism": "none"})
+    with pytest.raises(
+        TicketRefused, match=f"is for plan {other.digest[:12]}; st-marys approved {site.plan.digest[:12]}"
+    ):
+        site.check(amended(ticket_for(site), plan=other.digest))
+
+
+def test_a_digest_that_agrees_in_part_is_refused(open_site, ticket_for, plan_with):
+    site = open_site(plan_with())
+    digest = site.plan.digest
+    for near in (digest[:-1], digest[:-1] + ("0" if digest[-1] != "0" else "1"), digest.upper(), ""):
+        with pytest.raises(TicketRefused, match="approved"):
+            site.check(amended(ticket_for(site), plan=near))
+
+
+def test_another_hospitals_ticket_is_refused(open_site, ticket_for, plan_with):
+    site = open_site(plan_with())
+    with pytest.raises(TicketRefused, match=r"is addressed to st-lukes\. This is st-marys\."):
+        site.check(amended(ticket_for(site), site="st-lukes"))
+
+
+def test_a_round_past_the_end_is_refused(open_site, ticket_for, plan_with):
+    site = open_site(plan_with())
+    with pytest.raises(TicketRefused, match="Round 5 is past the plan's 3"):
+        site.check(ticket_for(site, 5))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["model", "control", "anything"])
+def test_vectors_that_are_not_finite_are_refused(open_site, ticket_for, plan_with, name, value):
+    site = open_site(plan_with())
+    vector = np.zeros(site.layout.size, dtype=np.float32)
+    vector[-1] = value
+    with pytest.raises(TicketRefused, match=f"The ticket's {name} is not 4 finite numbers"):
+        site.check(
+            ticket_for(site, **{name: vector}) if name != "model" else Ticket(ticket_for(site).header, {name: vector})
+        )
+
+
+@pytest.mark.parametrize("size", [0, 3, 5])
+def test_vectors_of_another_size_are_refused(open_site, ticket_for, plan_with, size):
+    site = open_site(plan_with())
+    with pytest.raises(TicketRefused, match="The ticket's model is not 4 finite numbers"):
+        site.check(Ticket(ticket_for(site).header, {"model": np.zeros(size, dtype=np.float32)}))
+
+
+def test_federated_constants_may_not_change_within_a_run(open_site, ticket_for, plan_with):
+    site = open_site(plan_with(normalisation={"method": "federated"}))
+    with pytest.raises(TicketRefused, match="lacks the federated statistics"):
+        site.train(ticket_for(site))
+    constants = ((0.0, 1.0),) * 3
+    site.train(amended(ticket_for(site), normalisation=constants))
+    with pytest.raises(TicketRefused, match="changed within the run"):
+        site.train(amended(ticket_for(site, 2), normalisation=((0.0, 2.0), *constants[1:])))
+
+
+def test_statistics_are_refused_where_the_plan_asks_for_none(open_site, ticket_for, plan_with):
+    with pytest.raises(TicketRefused, match="does not ask for federated statistics"):
+        (site := open_site(plan_with())).statistics(ticket_for(site, 0))
+
+
+# --- a thing is said once ----------------------------------------------------------------------------------
+def test_the_same_ticket_has_the_same_answer_and_costs_once(open_site, ticket_for, plan_with):
+    plan = plan_with(dp=True)
+    site = open_site(plan)
+    first = site.train(ticket_for(site))
+    again = [site.train(ticket_for(site)), open_site(plan).train(ticket_for(site))]  # also after a restart
+    for reply in again:
+        assert reply.header == first.header
+        assert same(reply.vectors, first.vectors)
+    assert len(site.ledger.history("run-1")) == 1
+    assert site.ledger.history("run-1")[0].steps == plan.training.local_steps
+
+
+def test_another_model_for_an_answered_round_is_refused(open_site, ticket_for, plan_with):
+    """Or a coordinator would average the noise away."""
+    site = open_site(plan_with(dp=True))
+    ticket = ticket_for(site)
+    site.train(ticket)
+    with pytest.raises(TicketRefused, match="already answered for another model"):
+        site.train(Ticket(ticket.header, {"model": ticket.vectors["model"] + 1}))
+
+
+def test_a_run_ends_with_its_budget(open_site, ticket_for, plan_with):
+    """The noise is calibrated to the plan's rounds: one more would pass epsilon, whatever it is called."""
+    site = open_site(plan_with(dp=True))
+    for number in (1, 2, 3):
+        site.train(ticket_for(site, number))
+    for number in (0, 4):
+        with pytest.raises(BudgetExceeded):
+            site.train(ticket_for(site, number))
+    assert len(site.ledger.history("run-1")) == 3
+
+
+def test_the_budget_is_committed_before_any_gradient(open_site, ticket_for, plan_with, monkeypatch):
+    site = open_site(plan_with(dp=True))
+
+    def crash(*_: object, **__: object) -> None:
+        assert len(site.ledger.history("run-1")) == 1
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(app_module, "train", crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            site.train(ticket_for(site))
+    # Nothing had left: the same ticket may be answered now, on the same commitment.
+    site.train(ticket_for(site))
+    assert len(site.ledger.history("run-1")) == 1
+
+
+def test_an_answer_is_on_disk_before_it_is_given(open_site, ticket_for, plan_with, monkeypatch):
+    site = open_site(plan_with(dp=True))
+
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(site.answers, "save", full)
+    with pytest.raises(OSError, match="no space"):
+        site.train(ticket_for(site))
+
+
+@pytest.mark.xfail(reason="only the last answer is kept, and an old ticket is worked anew at no cost", strict=True)
+def test_an_old_ticket_gives_no_second_noise(open_site, ticket_for, plan_with):
+    """Rounds 1, 2 and then 1 again: the same noisy update, or a refusal, but never a second draw."""
+    site = open_site(plan_with(dp=True))
+    first = site.train(ticket_for(site, 1))
+    site.train(ticket_for(site, 2))
+    try:
+        again = site.train(ticket_for(site, 1))
+    except TicketRefused:
+        return
+    assert same(again.vectors, first.vectors)
+
+
+@pytest.mark.xfail(reason="only the last answer is kept, and an old ticket is worked anew at no cost", strict=True)
+def test_old_statistics_give_no_second_noise(open_site, ticket_for, plan_with):
+    site = open_site(plan_with(dp=True, normalisation={"method": "federated"}))
+    first = site.statistics(ticket_for(site, 0))
+    site.train(amended(ticket_for(site, 1), normalisation=((0.0, 1.0),) * 3))
+    try:
+        again = site.statistics(ticket_for(site, 0))
+    except TicketRefused:
+        return
+    assert same(again.vectors, first.vectors)
+
+
+@pytest.mark.xfail(reason="the ledger counts a run at a time, and the coordinator names the run", strict=True)
+def test_another_run_of_the_plan_has_no_budget_of_its_own(open_site, ticket_for, plan_with):
+    site = open_site(plan_with(dp=True))
+    for number in (1, 2, 3):
+        site.train(ticket_for(site, number, run="run-1"))
+    with pytest.raises((BudgetExceeded, TicketRefused)):
+        site.train(ticket_for(site, 1, run="run-2"))
+
+
+def test_statistics_are_priced_and_said_once(open_site, ticket_for, plan_with):
+    site = open_site(plan_with(dp=True, normalisation={"method": "federated"}))
+    first, again = (site.statistics(ticket_for(site, 0)) for _ in range(2))
+    assert same(first.vectors, again.vectors)
+    assert [event.purpose for event in site.ledger.history("run-1")] == ["statistics"]
+    for number in (1, 2, 3):
+        site.train(amended(ticket_for(site, number), normalisation=((0.0, 1.0),) * 3))
+    assert len(site.ledger.history("run-1")) == 4
+
+
+# --- what is kept, and rounds done over --------------------------------------------------------------------
+def test_without_privacy_nothing_is_written(open_site, ticket_for, plan_with, tmp_path):
+    site = open_site(plan_with())
+    for number in (1, 2):
+        site.train(ticket_for(site, number))
+    site.evaluate(ticket_for(site, 4))
+    assert files(tmp_path) == set()
+
+
+def test_what_is_written_is_of_the_last_rounds_only(open_site, ticket_for, plan_with, tmp_path):
+    site = open_site(plan_with(rounds=6, **REMEMBERING["local layers"]))
+    for number in range(1, 7):
+        site.train(ticket_for(site, number))
+    assert files(tmp_path / "st-marys") == {
+        "run-1.answer.safetensors",
+        "run-1.local-000005.safetensors",
+        "run-1.local-000006.safetensors",
+    }
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, REMEMBERING["scaffold"], REMEMBERING["local layers"]], ids=["plain", "scaffold", "local"]
+)
+def test_a_round_done_over_gives_the_same_update(open_site, ticket_for, plan_with, control, tmp_path, changes):
+    """The coordinator died before its checkpoint, and the hospital restarted and lost its answer."""
+    plan = plan_with(training={"batch_size": 7}, **changes)
+    site = open_site(plan)
+    extra = control(site)
+    for number in (1, 2):
+        site.train(ticket_for(site, number, **extra))
+    third = site.train(ticket_for(site, 3, **extra))
+    for path in (tmp_path / "st-marys").glob("*.answer.safetensors"):
+        path.unlink()
+    restarted = open_site(plan)
+    assert same(restarted.train(ticket_for(site, 3, **extra)).vectors, third.vectors)
+    # And no two rounds are alike, or the same update would mean nothing.
+    assert not same(restarted.train(ticket_for(site, 2, **extra)).vectors, third.vectors)
+
+
+def test_local_layers_stay_and_are_picked_up_again(open_site, ticket_for, plan_with):
+    plan = plan_with(**REMEMBERING["local layers"])
+    site = open_site(plan)
+    names = [name for name, _ in site.layout.shared]
+    assert names == ["hidden_0.weight", "hidden_0.bias", "head.weight", "head.bias"]
+    reply = site.train(ticket_for(site, 1))
+    assert reply.vectors["update"].size == site.layout.size
+    after = site.model.state_dict()["norm_0.weight"].clone()
+    assert not torch.equal(after, torch.ones(4))
+    restarted = open_site(plan)
+    kept = restarted.local.before("run-1", 2)["layers"]
+    np.testing.assert_array_equal(kept[:4], after.numpy())
+    # Another run begins with untrained layers.
+    assert restarted.local.before("run-2", 2) is None
+
+
+# --- what a reply says -------------------------------------------------------------------------------------
+def test_an_update_is_where_training_ended_less_where_it_began(open_site, ticket_for, plan_with, flat):
+    site = open_site(plan_with())
+    ticket = ticket_for(site)
+    reply = site.train(ticket)
+    np.testing.assert_array_equal(reply.vectors["update"], flat(site.model) - ticket.vectors["model"])
+    assert (reply.header.run, reply.header.round, reply.header.site) == ("run-1", 1, "st-marys")
+    assert (reply.header.layout, reply.header.rows) == (site.layout.digest, 24)
+
+
+@pytest.mark.parametrize("dp", [True, False])
+def test_metrics_are_of_the_incoming_model_on_held_out_rows(open_site, ticket_for, plan_with, rows, dp):
+    """The loss of training rows never leaves: what they are moves nothing in the metrics."""
+    test, found = rows(20, seed=9), []
+    for seed in (0, 1):
+        site = open_site(plan_with(dp=dp), folder=f"site-{seed}", train=rows(seed=seed), test=test)
+        found.append(site.train(ticket_for(site)).header.metrics)
+    assert found[0] == found[1]
+    w = ticket_for(site).vectors["model"]
+    risk = 1 / (1 + np.exp(-test.x.double().numpy() @ w[:3] - w[3]))
+    y = test.y.numpy().astype(float)
+    loss = -np.log(np.where(y == 1, risk, 1 - risk)).mean()
+    assert found[0] == pytest.approx({"loss": loss, "auroc": auroc(y, risk)})
+
+
+@pytest.mark.parametrize(
+    ("positives", "negatives", "said"), [(2, 18, False), (18, 2, False), (3, 3, True), (0, 20, False)]
+)
+def test_small_counts_silence_metrics(open_site, ticket_for, plan_with, rows, positives, negatives, said):
+    """min_count is 3 of either outcome."""
+    some = rows(positives + negatives)
+    test = Rows(some.x, torch.tensor([1.0] * positives + [0.0] * negatives), some.patients)
+    site = open_site(plan_with(evaluation={"resamples": 100}), test=test)
+    assert bool(site.train(ticket_for(site)).header.metrics) == said
+    assert bool(site.evaluate(ticket_for(site, 4)).header.estimates["final"]) == said
+
+
+def test_fine_tuning_changes_no_later_answer(open_site, ticket_for, plan_with):
+    plan = plan_with(personalisation={"fine_tune_steps": 5}, evaluation={"resamples": 100})
+    site = open_site(plan)
+    first = site.evaluate(ticket_for(site, 4)).header.estimates
+    assert first.keys() == {"final", "fine-tuned"}
+    assert first["final"] != first["fine-tuned"]
+    assert site.evaluate(ticket_for(site, 4)).header.estimates == first
+
+
+# --- strategies' local halves, against NumPy ---------------------------------------------------------------
+def logistic_gradient(rows: Rows, w: np.ndarray) -> np.ndarray:
+    inputs = np.column_stack([rows.x.double().numpy(), np.ones(len(rows))])
+    return inputs.T @ (1 / (1 + np.exp(-inputs @ w)) - rows.y.double().numpy()) / len(rows)
+
+
+def test_fedprox_is_the_papers(open_site, ticket_for, plan_with, rows):
+    site = open_site(plan_with(strategy={"name": "fedprox", "mu": 0.8}, training={"local_steps": 4}))
+    ticket = ticket_for(site)
+    began = w = ticket.vectors["model"].astype(float)
+    for _ in range(4):
+        w = w - 0.5 * (logistic_gradient(rows(), w) + 0.8 * (w - began))
+    np.testing.assert_allclose(site.train(ticket).vectors["update"], w - began, rtol=1e-4, atol=1e-6)
+
+
+def test_scaffold_is_the_papers(open_site, ticket_for, plan_with, rows, control):
+    """Two rounds of Karimireddy et al. 2020, option II, and the hospital's own variate is kept here."""
+    site = open_site(plan_with(strategy={"name": "scaffold"}, training={"local_steps": 3}))
+    c, own = control(site)["control"].astype(float), np.zeros(site.layout.size)
+    for number in (1, 2):
+        ticket = ticket_for(site, number, **control(site))
+        began = w = ticket.vectors["model"].astype(float)
+        for _ in range(3):
+            w = w - 0.5 * (logistic_gradient(rows(), w) - own + c)
+        new = own - c + (began - w) / (3 * 0.5)
+        reply = site.train(ticket)
+        np.testing.assert_allclose(reply.vectors["update"], w - began, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(reply.vectors["control"], new - own, rtol=1e-4, atol=1e-6)
+        own = new
+        np.testing.assert_allclose(site.local.before("run-1", number + 1)["control"], own, rtol=1e-4, atol=1e-6)
+
+
+def test_own_constants_are_mean_and_sd(rows):
+    some = rows(50)
+    some.x[:, 2] = 7.0
+    found = own_constants(some, [0, 2])
+    np.testing.assert_allclose(found[0], (some.x[:, 0].numpy().mean(), some.x[:, 0].numpy().std(ddof=1)), rtol=1e-5)
+    assert found[1] == (7.0, 1.0)
+
+
+# --- messages ----------------------------------------------------------------------------------------------
+@pytest.fixture
+def ask() -> Callable[..., Message]:
+    """Send a ticket through a real ClientApp, as Flower would."""
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+
+    def asked(open_: Callable[[Context], Site], asking: Ticket | RecordDict, kind: str = "train") -> Message:
+        content = asking if isinstance(asking, RecordDict) else pack(asking.header, pack_vectors(asking.vectors))
+        context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+        return client_app(open_)(Message(content, 1, kind), context)
+
+    return asked
+
+
+def test_a_reply_travels(open_site, ticket_for, plan_with, ask):
+    site, twin = open_site(plan_with()), open_site(plan_with(), folder="twin")
+    message = ask(lambda _: site, ticket_for(site))
+    reply, expected = unpack_reply(message.content), twin.train(ticket_for(site))
+    assert reply.header == expected.header
+    assert same(reply.vectors, expected.vectors)
+    assert unpack_reply(ask(lambda _: site, ticket_for(site), "query.enrol").content).header == site.enrol()
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate", "query.statistics"])
+def test_a_refusal_travels_as_a_sentence(open_site, ticket_for, plan_with, ask, kind):
+    site = open_site(plan_with(normalisation={"method": "federated"}))
+    message = ask(lambda _: site, amended(ticket_for(site), site="st-lukes"), kind)
+    assert message.error.code == REFUSED
+    assert message.error.reason == "The ticket is addressed to st-lukes. This is st-marys."
+
+
+def test_a_message_that_is_no_ticket_is_refused(open_site, plan_with, ask):
+    site = open_site(plan_with())
+    message = ask(lambda _: site, RecordDict({"header": ConfigRecord({"json": "{}"})}))
+    assert message.error.code == REFUSED
+    assert message.error.reason.startswith("The ticket cannot be read: ")
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_crash_does_not_quote_a_row(open_site, ticket_for, plan_with, ask, monkeypatch, caplog, kind):
+    """Libraries put values into their messages; only the kind of fault leaves, the log keeps the rest."""
+    site = open_site(plan_with())
+
+    def crash(*_: object, **__: object) -> None:
+        raise ValueError("cannot convert Zzyzx of patient 98765.4321")
+
+    monkeypatch.setattr(app_module, "train" if kind == "train" else "in_full", crash)
+    with caplog.at_level(logging.ERROR):
+        message = ask(lambda _: site, ticket_for(site, 1), kind)
+    assert message.has_error()
+    assert message.error.code == FAILED
+    assert message.error.reason == "ValueError at the hospital; its log says more"
+    assert "Zzyzx" not in repr(message.__dict__)
+    assert "Zzyzx" in caplog.text
+
+
+def broken(_: Context) -> Site:
+    raise ValueError("cannot convert Zzyzx of patient 98765.4321")
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate", "query.statistics"])
+def test_a_crash_while_opening_does_not_quote_a_row(open_site, ticket_for, plan_with, ask, kind):
+    message = ask(broken, ticket_for(open_site(plan_with())), kind)
+    assert message.error.reason == "ValueError at the hospital; its log says more"
+
+
+@pytest.mark.xfail(reason="enrol lets the exception through, and Flower puts its text into the reply", strict=True)
+def test_a_crash_while_enrolling_does_not_quote_a_row(open_site, ticket_for, plan_with, ask):
+    message = ask(broken, ticket_for(open_site(plan_with())), "query.enrol")
+    assert message.error.reason == "ValueError at the hospital; its log says more"
+
+
+# --- the generator of a request ----------------------------------------------------------------------------
+def test_batches_depend_on_seed_site_and_round(open_site, ticket_for, plan_with):
+    """So that a run can be repeated without privacy, and no two hospitals or rounds draw alike."""
+    plan = plan_with(training={"batch_size": 5})
+    site = open_site(plan)
+    drawn = [site._seeded(ticket_for(site, number)).initial_seed() for number in (1, 2, 1)]
+    assert drawn[0] == drawn[2] != drawn[1]
+    other = open_site(amend(plan, seed=1), folder="other")
+    assert other._seeded(ticket_for(other, 1)).initial_seed() != drawn[0]
+
+
+def test_under_privacy_no_request_sets_the_generator(open_site, ticket_for, plan_with):
+    site = open_site(plan_with(dp=True))
+    before = site._generator.get_state()
+    assert torch.equal(site._seeded(ticket_for(site)).get_state(), before)
+    assert site._generator.initial_seed() != noise_generator().initial_seed()
