@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,13 +18,14 @@ from torch import Tensor
 from cloister_client.answers import Answers, LocalState
 from cloister_client.dataset import Dataset, Rows, normalised
 from cloister_client.evaluate import at_a_glance, in_full, risks
-from cloister_client.ledger import Ledger
+from cloister_client.ledger import Ledger, Release
 from cloister_client.privacy import (
+    Entropy,
     Mechanism,
     dp_sgd,
-    noise_generator,
     noisy_statistics,
     plain,
+    reproducible,
     statistics_event,
 )
 from cloister_client.train import train
@@ -54,7 +56,7 @@ class Site:
         self.answers, self.local = Answers(folder), LocalState(folder)
         self.ledger = Ledger(folder / "ledger.sqlite") if plan.private else None
         self.folder, self.noise_seed = folder, noise_seed
-        self._generator = noise_generator(noise_seed)
+        self._entropy: Entropy = os.urandom
         self._constants: tuple[tuple[float, float], ...] | None = None
         self._private: Mechanism | None = None
         self._initial_local = flatten(self.model, self.layout.local)
@@ -76,7 +78,7 @@ class Site:
             event = statistics_event(self.plan)
             if event:
                 self._commit(ticket, event)
-            sums = noisy_statistics(self.dataset.train, at, self.plan, self._seeded(ticket))
+            sums = noisy_statistics(self.dataset.train, at, self.plan, self._draw_from(ticket))
             return self._reply(ticket, {"statistics": sums.flatten().float().numpy()})
 
         return self._once(ticket, work)
@@ -92,7 +94,7 @@ class Site:
         terms, seed = self.plan.evaluation, self.plan.seed
         found = {"final": in_full(self.model, self.task, test_rows, terms, seed)}
         if steps := self.plan.personalisation.fine_tune_steps:
-            mechanism = self._plain(train_rows, self._seeded(ticket))
+            mechanism = self._plain(train_rows, ticket)
             train(self.model, mechanism.gradient, self.plan.training, steps)
             found["fine-tuned"] = in_full(self.model, self.task, test_rows, terms, seed)
         return self._reply(ticket, {}, estimates={name: _plain_values(metrics) for name, metrics in found.items()})
@@ -110,7 +112,7 @@ class Site:
         kept = self.local.before(run, number) or {}
         start = self._load(ticket, kept)
         judged = at_a_glance(self.model, self.task, test_rows, plan.evaluation)
-        mechanism = self._mechanism(train_rows, self._seeded(ticket))
+        mechanism = self._mechanism(train_rows, ticket)
         if mechanism.event:
             self._commit(ticket, mechanism.event)
         pull = plan.strategy.mu if isinstance(plan.strategy, FedProx) else 0.0
@@ -139,35 +141,51 @@ class Site:
             for name, parameter in self.model.named_parameters()
         ]
 
-    def _mechanism(self, rows: Rows, generator: torch.Generator) -> Mechanism:
+    def _mechanism(self, rows: Rows, ticket: Ticket) -> Mechanism:
         if not self.plan.private:
-            return self._plain(rows, generator)
+            return self._plain(rows, ticket)
+        self._entropy = self._draw_from(ticket)
         if self._private is None:
             statistics = statistics_event(self.plan) if self.plan.normalisation.method == "federated" else None
             before = (statistics,) if statistics else ()
-            self._private = dp_sgd(self.model, self.task, rows, self.plan, before, generator)
+            self._private = dp_sgd(self.model, self.task, rows, self.plan, before, self._bytes)
         return self._private
 
-    def _plain(self, rows: Rows, generator: torch.Generator) -> Mechanism:
+    def _plain(self, rows: Rows, ticket: Ticket) -> Mechanism:
+        """Batches that depend on seed, hospital and round alone, so that a round can be done over."""
+        digest = hashlib.sha256(f"{self.plan.seed}|{self.name}|{ticket.header.round}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
         return plain(self.model, self.task, rows, self.plan.training.batch_size, generator)
 
     # --- what every request passes through -------------------------------------------------------------------
-    def check(self, ticket: Ticket) -> None:
-        """Hold a ticket against the approved plan.
+    def check(self, ticket: Ticket, kind: str) -> None:
+        """Hold a ticket against the approved plan; ``kind`` is the work asked for.
 
         Raises:
-            TicketRefused: it is for another plan, hospital or round, or its model has another size.
+            TicketRefused: it is for another plan, hospital or round, or its vectors are not what the work needs.
         """
-        header = ticket.header
-        if header.plan != self._digest:
+        header, plan = ticket.header, self.plan
+        if header.plan != plan.digest:
             raise TicketRefused(
-                f"The ticket is for plan {header.plan[:12]}; {self.name} approved {self._digest[:12]}.",
+                f"The ticket is for plan {header.plan[:12]}; {self.name} approved {plan.digest[:12]}.",
                 mend="Send the plan to the hospital for approval first.",
             )
         if header.site != self.name:
             raise TicketRefused(f"The ticket is addressed to {header.site}.", mend=f"This is {self.name}.")
-        if header.round > self.plan.rounds + 1:
-            raise TicketRefused(f"Round {header.round} is past the plan's {self.plan.rounds}.", mend="Stop the run.")
+        rounds = {"statistics": range(1), "train": range(1, plan.rounds + 1)}
+        if header.round not in rounds.get(kind, range(plan.rounds + 1, plan.rounds + 2)):
+            raise TicketRefused(
+                f"Round {header.round} of {plan.rounds} has no work called {kind}.", mend="Correct the coordinator."
+            )
+        wanted = {"statistics": set[str](), "train": {"model", "control"}}.get(kind, {"model"})
+        if not isinstance(plan.strategy, Scaffold):
+            wanted -= {"control"}
+        if set(ticket.vectors) != wanted:
+            raise TicketRefused(
+                f"The ticket holds {', '.join(sorted(ticket.vectors)) or 'no vectors'}, not"
+                f" {', '.join(sorted(wanted)) or 'none'}.",
+                mend="Correct the coordinator.",
+            )
         for name, vector in ticket.vectors.items():
             if vector.size != self.layout.size or not np.isfinite(vector).all():
                 raise TicketRefused(
@@ -195,16 +213,19 @@ class Site:
         assert terms.epsilon is not None
         assert terms.delta is not None
         self.ledger.commit(
-            ticket.header.run, ticket.header.round, ticket.digest, event, epsilon=terms.epsilon, delta=terms.delta
+            Release(self.plan.digest, ticket.header.run, ticket.header.round, ticket.digest, event),
+            epsilon=terms.epsilon,
+            delta=terms.delta,
         )
 
-    def _seeded(self, ticket: Ticket) -> torch.Generator:
-        """The generator of this request. Under DP it is left as the operating system seeded it."""
-        if self.plan.private and self.noise_seed is None:
-            return self._generator
-        seed = self.plan.seed if self.noise_seed is None else self.noise_seed
-        named = f"{seed}|{self.name}|{ticket.header.round}".encode()
-        return self._generator.manual_seed(int.from_bytes(hashlib.sha256(named).digest()[:7], "big"))
+    def _bytes(self, count: int) -> bytes:
+        return self._entropy(count)
+
+    def _draw_from(self, ticket: Ticket) -> Entropy:
+        """Where this request's sampling and noise come from: the operating system, but in a simulation that says so."""
+        if self.noise_seed is None:
+            return os.urandom
+        return reproducible(f"{self.noise_seed}|{self.name}|{ticket.header.round}")
 
     def _rows(self, ticket: Ticket) -> tuple[Rows, Rows]:
         """Training and held-out rows, centred and scaled; the constants may not change within a run."""
@@ -265,29 +286,31 @@ def client_app(open_site: Callable[[Context], Site]) -> ClientApp:
     """A Flower ClientApp around whichever hospital a context means."""
     app = ClientApp()
 
-    def answer(message: Message, context: Context, ask: Callable[[Site, Ticket], Reply]) -> Message:
+    def guarded(message: Message, work: Callable[[], ReplyHeader | Reply]) -> Message:
         try:
-            site = open_site(context)
-            ticket = unpack_ticket(message.content)
-            site.check(ticket)
-            reply = ask(site, ticket)
-            return Message(pack(reply.header, pack_vectors(reply.vectors)), reply_to=message)
+            said = work()
+            header, vectors = (said, {}) if isinstance(said, ReplyHeader) else (said.header, said.vectors)
+            return Message(pack(header, pack_vectors(vectors)), reply_to=message)
         except CloisterError as refusal:
-            return Message(Error(code=REFUSED, reason=str(refusal)), reply_to=message)
+            log.warning("refused: %s", refusal)
+            return Message(Error(code=REFUSED, reason=refusal.abroad or str(refusal)), reply_to=message)
         except Exception as fault:
             # The details stay here: an exception's text may quote a row.
             log.exception("the request could not be answered")
-            return Message(
-                Error(code=FAILED, reason=f"{type(fault).__name__} at the hospital; its log says more"),
-                reply_to=message,
-            )
+            reason = f"{type(fault).__name__} at the hospital; its log says more"
+            return Message(Error(code=FAILED, reason=reason), reply_to=message)
+
+    def answer(message: Message, context: Context, ask: Callable[[Site, Ticket], Reply]) -> Message:
+        def work() -> Reply:
+            site, ticket = open_site(context), unpack_ticket(message.content)
+            site.check(ticket, ask.__name__)
+            return ask(site, ticket)
+
+        return guarded(message, work)
 
     @app.query("enrol")
     def enrol(message: Message, context: Context) -> Message:
-        try:
-            return Message(pack(open_site(context).enrol(), pack_vectors({})), reply_to=message)
-        except CloisterError as refusal:
-            return Message(Error(code=REFUSED, reason=str(refusal)), reply_to=message)
+        return guarded(message, lambda: open_site(context).enrol())
 
     @app.query("statistics")
     def statistics(message: Message, context: Context) -> Message:

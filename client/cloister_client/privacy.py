@@ -1,18 +1,20 @@
 """The mechanisms. Each makes the gradient of a local step AND the accounting event that this gradient costs.
 
 ``dp_sgd`` is record-level DP-SGD (Abadi et al. 2016) by Opacus: true Poisson sampling, per-record clipping,
-Gaussian noise. ``plain`` is what it is compared with. The noise's generator is seeded by the operating system
-and its seed is never kept; only a simulation that says so may pass one.
+Gaussian noise. ``plain`` is what it is compared with. Sampling and noise come from the operating system's
+cryptographic generator, which has no seed to keep or to guess; only a simulation that says so may pass another.
 """
 
 from __future__ import annotations
 
-import secrets
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cloister_client.dataset import Rows
@@ -26,6 +28,10 @@ Gradient = Callable[[], None]
 """Draws a batch and leaves its gradient in each parameter's ``grad``."""
 
 
+Entropy = Callable[[int], bytes]
+"""So many unpredictable bytes; ``os.urandom`` wherever privacy is meant."""
+
+
 @dataclass(frozen=True)
 class Mechanism:
     """One study's local gradient and what each round of it costs (None: nothing is guaranteed)."""
@@ -34,9 +40,22 @@ class Mechanism:
     event: Event | None
 
 
-def noise_generator(seed: int | None = None) -> torch.Generator:
-    """A generator for sampling and noise. Without a seed it cannot be reproduced, which is the point."""
-    return torch.Generator().manual_seed(secrets.randbits(63) if seed is None else seed)
+def reproducible(seed: str) -> Entropy:
+    """Bytes that anyone with the seed can draw again. VOIDS PRIVACY; for simulations that say so."""
+    return np.random.default_rng(list(seed.encode())).bytes
+
+
+def uniforms(entropy: Entropy, count: int) -> NDArray[np.float64]:
+    """Independent uniform numbers in [0, 1), 53 bits each."""
+    return (np.frombuffer(entropy(8 * count), dtype="<u8") >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def gaussians(entropy: Entropy, count: int) -> NDArray[np.float64]:
+    """Independent standard normal numbers (Box and Muller 1958)."""
+    half = (count + 1) // 2
+    radius = np.sqrt(-2.0 * np.log1p(-uniforms(entropy, half)))
+    angle = 2.0 * np.pi * uniforms(entropy, half)
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
 
 
 def plain(model: nn.Module, task: Task, rows: Rows, batch_size: int, generator: torch.Generator) -> Mechanism:
@@ -55,7 +74,7 @@ def plain(model: nn.Module, task: Task, rows: Rows, batch_size: int, generator: 
 
 
 def dp_sgd(
-    model: nn.Module, task: Task, rows: Rows, plan: StudyPlan, before: tuple[Event, ...], generator: torch.Generator
+    model: nn.Module, task: Task, rows: Rows, plan: StudyPlan, before: tuple[Event, ...], entropy: Entropy = os.urandom
 ) -> Mechanism:
     """DP-SGD whose noise is calibrated so that ``before`` and the whole run meet the plan's epsilon, never more.
 
@@ -75,19 +94,19 @@ def dp_sgd(
     terms, batch_size = plan.privacy, plan.training.batch_size
     if terms.epsilon is None or terms.delta is None or terms.clip_norm is None:
         raise PlanRefused("DP-SGD needs epsilon, delta and clip_norm.", mend="Add them under privacy.")
+    clip_norm = terms.clip_norm
     event = training_event(plan, len(rows), before)
     hooked = GradSampleModule(model, loss_reduction="mean")
     optimizer = DPOptimizer(
         torch.optim.SGD(model.parameters(), lr=1.0),  # holds the parameters; the step itself is train.py's
         noise_multiplier=event.noise_multiplier,
-        max_grad_norm=terms.clip_norm,
+        max_grad_norm=clip_norm,
         expected_batch_size=batch_size,
         loss_reduction="mean",
-        generator=generator,
     )
 
     def gradient() -> None:
-        drawn = torch.rand(len(rows), generator=generator) < event.sample_rate
+        drawn = torch.from_numpy(uniforms(entropy, len(rows)) < event.sample_rate)
         optimizer.zero_grad(set_to_none=True)
         if drawn.any():
             task.loss(hooked(rows.x[drawn]), rows.y[drawn]).backward()
@@ -95,7 +114,9 @@ def dp_sgd(
         else:  # an empty draw still releases its noise, or its absence would tell
             for parameter in optimizer.params:
                 parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))  # type: ignore[attr-defined]
-        optimizer.pre_step()
+        optimizer.clip_and_accumulate()
+        _add_noise(optimizer.params, event.noise_multiplier * clip_norm, entropy)
+        optimizer.scale_grad()
 
     return Mechanism(gradient, event)
 
@@ -124,7 +145,7 @@ def statistics_event(plan: StudyPlan) -> Event | None:
     return Event(calibrate(1.0, 1, epsilon * share, delta), 1.0, 1, purpose="statistics")
 
 
-def noisy_statistics(rows: Rows, at: list[int], plan: StudyPlan, generator: torch.Generator) -> Tensor:
+def noisy_statistics(rows: Rows, at: list[int], plan: StudyPlan, entropy: Entropy = os.urandom) -> Tensor:
     """Per number feature: count, sum and sum of squares of values scaled to [-1, 1] by the plan's range.
 
     Shape [3, features]. One row changes it by at most sqrt(3 * features) in ℓ², which is the sensitivity that
@@ -138,7 +159,7 @@ def noisy_statistics(rows: Rows, at: list[int], plan: StudyPlan, generator: torc
     if event is None:
         return sums
     spread = event.noise_multiplier * (3 * len(at)) ** 0.5
-    return sums + torch.normal(0.0, spread, sums.shape, generator=generator, dtype=torch.float64)
+    return sums + spread * torch.from_numpy(gaussians(entropy, sums.numel())).view_as(sums)
 
 
 def refuse_running_statistics(model: nn.Module) -> None:
@@ -153,6 +174,14 @@ def refuse_running_statistics(model: nn.Module) -> None:
                 f"Layer {name} ({type(module).__name__}) keeps statistics of raw rows, which no clip bounds.",
                 mend="Use LayerNorm or GroupNorm: task.norm: layer.",
             )
+
+
+def _add_noise(parameters: list[nn.Parameter], spread: float, entropy: Entropy) -> None:
+    """In place of Opacus's own noise, whose generator keeps 32 bits of its seed: all its noises can be tried."""
+    for parameter in parameters:
+        clipped: Tensor = parameter.summed_grad  # type: ignore[attr-defined]
+        noise = torch.from_numpy(spread * gaussians(entropy, clipped.numel()))
+        parameter.grad = (clipped + noise.view_as(clipped)).to(parameter.dtype).view_as(parameter)
 
 
 def _silence_non_finite(parameters: list[nn.Parameter]) -> None:

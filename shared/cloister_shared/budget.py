@@ -54,10 +54,11 @@ def calibrate(sample_rate: float, steps: int, epsilon: float, delta: float, befo
 
     if over(_LEAST_NOISE, _COARSE) <= 0:
         return _LEAST_NOISE
-    if (least := over(_MOST_NOISE, _COARSE)) > 0:
+    coarse = _COARSE if over(_MOST_NOISE, _COARSE) <= 0 else _orders()
+    if (least := over(_MOST_NOISE, coarse)) > 0:
         raise BudgetExceeded(f"Epsilon {epsilon:.3g} cannot be kept: drowned in noise it is {least + epsilon:.3g}.")
     # Few orders are priced quickly and bound epsilon from above; all of them then save the last few per cent.
-    enough = float(brentq(over, _LEAST_NOISE, _MOST_NOISE, args=(_COARSE,), rtol=1e-4))
+    enough = float(brentq(over, _LEAST_NOISE, _MOST_NOISE, args=(coarse,), rtol=1e-4))
     orders, least = _orders(), max(_LEAST_NOISE, 0.5 * enough)
     if over(least, orders) <= 0:
         return least

@@ -17,6 +17,8 @@ class CloisterError(Exception):
     """Root of the tree. ``mend`` is what the reader can do about it; it is part of the message."""
 
     mend = ""
+    abroad = ""
+    """What may be said of it outside the hospital, where the whole sentence says too much."""
 
     def __init__(self, said: str, *, mend: str | None = None) -> None:
         self.said = said
@@ -40,9 +42,13 @@ class PlanRefused(Refusal):
 class DataRefused(Refusal):
     """A hospital's table does not meet the plan's schema."""
 
+    abroad = "The hospital's table does not meet the plan; its own log says in what."
+
 
 class CohortTooSmall(Refusal):
     """Fewer patients or hospitals than the plan's minimum."""
+
+    abroad = "The hospital has fewer patients than the plan's minimum."
 
 
 class TicketRefused(Refusal):

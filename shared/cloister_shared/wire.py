@@ -8,6 +8,7 @@ unpickled, imported or run.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -70,7 +71,10 @@ class Ticket:
         """SHA-256 over header and vectors: equal digests ask for the same work."""
         hashed = hashlib.sha256(self.header.model_dump_json().encode())
         for name in sorted(self.vectors):
-            hashed.update(name.encode() + b"\0" + np.ascontiguousarray(self.vectors[name]).data)
+            vector = np.ascontiguousarray(self.vectors[name])
+            # The length stands before the bytes, so that no other vectors run together into the same ones.
+            hashed.update(json.dumps([name, vector.size]).encode())
+            hashed.update(vector.data)
         return hashed.hexdigest()
 
 

@@ -16,7 +16,6 @@ import json
 import os
 import random
 import signal
-import sqlite3
 import statistics
 import subprocess
 import sys
@@ -31,10 +30,10 @@ from figures import Figure, missed, progress
 
 from cloister_client.connectors.table import open_table
 from cloister_client.dataset import Dataset, load_dataset
+from cloister_client.ledger import Ledger
 from cloister_client.privacy import training_event
 from cloister_server.store import Store
 from cloister_shared import budget
-from cloister_shared.budget import Event
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend
 from cloister_simulations.federation import Arm, Options, plan_for, run_federated
@@ -71,8 +70,8 @@ class Ended:
     round: int
     model: str
     epsilons: dict[str, float]
-    events: dict[str, list[int]]
-    """Hospital to the rounds of the events in its ledger."""
+    events: dict[str, int]
+    """How many its ledger holds, for each hospital."""
 
 
 def measure(folder: Path) -> dict[str, tuple[int, int]]:
@@ -87,7 +86,7 @@ def measure(folder: Path) -> dict[str, tuple[int, int]]:
         whole = folder / name / "whole"
         assert _wait(_start(plan, datasets, whole)) == 0
         wanted = ended(plan, whole)
-        assert all(rounds == list(range(1, ROUNDS + 1)) for rounds in wanted.events.values())
+        assert all(events == ROUNDS for events in wanted.events.values())
         duration = statistics.median(record["seconds"] for record in Store(whole).rounds())
         survived, tried = 0, 0
         for number in [number for number in range(1, ROUNDS + 1) for _ in range(REPEATS)]:
@@ -151,16 +150,13 @@ def ended(plan: StudyPlan, folder: Path) -> Ended:
     assert checkpoint
     model = "" if plan.private else hashlib.sha256(checkpoint.model.tobytes()).hexdigest()
     epsilons: dict[str, float] = {}
-    events: dict[str, list[int]] = {}
-    for ledger in sorted(folder.glob("sites/*/ledger.sqlite")):
-        site = ledger.parent.name
-        database = sqlite3.connect(ledger)
-        rows = database.execute(
-            "SELECT round, noise_multiplier, sample_rate, steps, purpose FROM events ORDER BY round"
-        ).fetchall()
-        database.close()
-        events[site] = [row[0] for row in rows]
-        epsilons[site] = budget.epsilon([Event(*row[1:]) for row in rows], plan.privacy.delta or 0.0)
+    events: dict[str, int] = {}
+    for path in sorted(folder.glob("sites/*/ledger.sqlite")):
+        ledger = Ledger(path)
+        history = ledger.history(plan.digest)
+        ledger.close()
+        epsilons[path.parent.name] = budget.epsilon(history, plan.privacy.delta or 0.0)
+        events[path.parent.name] = len(history)
     return Ended(checkpoint.round, model, epsilons, events)
 
 

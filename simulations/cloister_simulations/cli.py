@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+import typer.core
 
 from cloister_shared.errors import CloisterError, PlanRefused, Refusal
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from cloister_simulations.federation import Arm, Comparison, Done, Notice, Options, Result
     from cloister_simulations.scenario import Scenario
 
+typer.core.HAS_RICH = False  # or help loads rich, to put a backslash before every bracket
 app = typer.Typer(
     name="cloister-sim",
     help="Train across simulated hospitals on this machine, with the code that real ones run.",
@@ -138,6 +140,8 @@ def _run(scenario: Scenario, options: Options) -> None:
         _tell(found, console)
     except KeyboardInterrupt:
         typer.echo("\nInterrupted; the same command with --resume goes on.", err=True)
+        if options.engine == "ray":
+            os._exit(130)  # Flower's coordinator thread would wait for the workers that are gone
         raise typer.Exit(130) from None
 
 

@@ -246,7 +246,7 @@ def run_federated(
     ] + [f"final evaluation, {name}: {reason}" for name, reason in final.silent.items()]
     for name, site in sites.items():
         if site.ledger and plan.privacy.delta:
-            result.epsilon[name] = budget.epsilon(site.ledger.history(final.checkpoint.run), plan.privacy.delta)
+            result.epsilon[name] = budget.epsilon(site.ledger.history(plan.digest), plan.privacy.delta)
             site.ledger.close()
     return result
 

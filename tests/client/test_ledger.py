@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cloister_client.ledger import Ledger
+from cloister_client.ledger import Ledger, Release
 from cloister_shared import budget
 from cloister_shared.budget import Event
 from cloister_shared.errors import BudgetExceeded, CloisterError, TicketRefused
@@ -24,7 +24,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def commit(ledger: Ledger, number: int = 1, ticket: str = "t1", event: Event = EVENT, epsilon: float = 3.0) -> None:
-    ledger.commit("run-1", number, ticket, event, epsilon=epsilon, delta=DELTA)
+    ledger.commit(Release("plan-1", "run-1", number, ticket, event), epsilon=epsilon, delta=DELTA)
 
 
 def in_a_child(work: Callable[[], None]) -> int:
@@ -44,7 +44,7 @@ def test_a_commitment_outlives_its_handle(path):
     commit(ledger, 1, "t1")
     commit(ledger, 0, "t0", Event(20.0, 1.0, 1, purpose="statistics"))
     ledger.close()
-    assert Ledger(path).history("run-1") == [Event(20.0, 1.0, 1, purpose="statistics"), EVENT]
+    assert Ledger(path).history("plan-1") == [EVENT, Event(20.0, 1.0, 1, purpose="statistics")]
 
 
 def test_the_file_is_flushed_at_every_commitment(path):
@@ -57,9 +57,9 @@ def test_the_file_is_flushed_at_every_commitment(path):
 def test_a_process_killed_right_after_a_commitment_has_spent_it(path):
     assert in_a_child(lambda: commit(Ledger(path))) == -signal.SIGKILL
     ledger = Ledger(path)
-    assert ledger.history("run-1") == [EVENT]
+    assert ledger.history("plan-1") == [EVENT]
     commit(ledger)  # the same ticket again: nothing had left the hospital
-    assert ledger.history("run-1") == [EVENT]
+    assert ledger.history("plan-1") == [EVENT]
     with pytest.raises(TicketRefused):
         commit(ledger, ticket="another")
 
@@ -73,16 +73,16 @@ def test_a_process_killed_within_a_commitment_leaves_no_lock_and_no_event(path, 
         patched.setattr(budget, "epsilon", die)
         assert in_a_child(lambda: commit(Ledger(path))) == -signal.SIGKILL
     ledger = Ledger(path)
-    assert ledger.history("run-1") == []
+    assert ledger.history("plan-1") == []
     commit(ledger)
-    assert ledger.history("run-1") == [EVENT]
+    assert ledger.history("plan-1") == [EVENT]
 
 
 def test_the_same_ticket_costs_once(path):
     ledger = Ledger(path)
     for _ in range(3):
         commit(ledger, epsilon=ONE)
-    assert ledger.history("run-1") == [EVENT]
+    assert ledger.history("plan-1") == [EVENT]
 
 
 def test_another_ticket_for_the_same_round_is_refused(path):
@@ -90,14 +90,14 @@ def test_another_ticket_for_the_same_round_is_refused(path):
     commit(ledger)
     with pytest.raises(TicketRefused, match="Round 1 was already answered for another model"):
         commit(ledger, ticket="t2")
-    assert ledger.history("run-1") == [EVENT]
+    assert ledger.history("plan-1") == [EVENT]
 
 
 def test_a_round_may_hold_one_event_of_each_purpose(path):
     ledger = Ledger(path)
     commit(ledger)
     commit(ledger, ticket="t2", event=Event(10.0, 1.0, 2, purpose="statistics"))
-    assert [event.purpose for event in ledger.history("run-1")] == ["statistics", "training"]
+    assert [event.purpose for event in ledger.history("plan-1")] == ["training", "statistics"]
 
 
 def test_the_plans_epsilon_is_the_end(path):
@@ -107,7 +107,7 @@ def test_the_plans_epsilon_is_the_end(path):
     commit(ledger, 2, "t2", epsilon=TWO)
     with pytest.raises(BudgetExceeded, match=rf"Round 3 would take epsilon to {THREE:.4g}; the plan allows {TWO:.4g}"):
         commit(ledger, 3, "t3", epsilon=TWO)
-    assert ledger.history("run-1") == [EVENT, EVENT]
+    assert ledger.history("plan-1") == [EVENT, EVENT]
     commit(ledger, 3, "t3", epsilon=THREE)
 
 
@@ -115,7 +115,7 @@ def test_two_handles_see_one_budget(path):
     one, other = Ledger(path), Ledger(path)
     commit(one, 1, "t1", epsilon=TWO)
     commit(other, 2, "t2", epsilon=TWO)
-    assert one.history("run-1") == other.history("run-1") == [EVENT, EVENT]
+    assert one.history("plan-1") == other.history("plan-1") == [EVENT, EVENT]
     for ledger in (one, other):
         with pytest.raises(BudgetExceeded):
             commit(ledger, 3, "t3", epsilon=TWO)
@@ -148,4 +148,4 @@ def test_processes_that_race_cannot_both_have_the_last_of_the_budget(path, monke
         children.append(child)
     ended = sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
     assert ended == [0, 0, 3, 3, 3, 3, 3, 3]
-    assert Ledger(path).history("run-1") == [EVENT, EVENT]
+    assert Ledger(path).history("plan-1") == [EVENT, EVENT]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from cloister_client.privacy import noise_generator, plain
+from cloister_client.privacy import plain
 from cloister_client.train import train
 from cloister_shared.tasks import tabular
 from cloister_shared.tasks.layout import initial_model
@@ -26,7 +26,7 @@ def textbook(x, y, w, b, *, batches, learning_rate, momentum=0.0):
 
 def batches_of(rows, size, steps, seed):
     """Shuffled epochs: each is dealt out to its end before the next is shuffled."""
-    generator, dealt = noise_generator(seed), []
+    generator, dealt = torch.Generator().manual_seed(seed), []
     while len(dealt) < steps:
         dealt += torch.randperm(rows, generator=generator).split(size)
     return [batch.numpy() for batch in dealt[:steps]]
@@ -47,7 +47,7 @@ def test_plain_sgd_is_the_textbooks(plan_with, rows, momentum, size):
         learning_rate=plan.training.learning_rate,
         momentum=momentum,
     )
-    train(model, plain(model, tabular, some, size, noise_generator(5)).gradient, plan.training, 11)
+    train(model, plain(model, tabular, some, size, torch.Generator().manual_seed(5)).gradient, plan.training, 11)
     found = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-6)
 
@@ -55,7 +55,7 @@ def test_plain_sgd_is_the_textbooks(plan_with, rows, momentum, size):
 def test_an_epoch_holds_each_row_once_and_goes_on_over_steps(rows, recorder):
     some, task = rows(10), recorder()
     some = type(some)(some.x, torch.arange(10).float(), some.patients)
-    mechanism = plain(nn.Linear(3, 1), task, some, 4, noise_generator(0))
+    mechanism = plain(nn.Linear(3, 1), task, some, 4, torch.Generator().manual_seed(0))
     assert mechanism.event is None
     for _ in range(6):
         mechanism.gradient()

@@ -70,7 +70,7 @@ def final(scenario: Scenario, folder: Path, arm: Arm) -> Checkpoint:
 def ledgers(folder: Path, arm: Arm) -> dict[str, list[tuple[Any, ...]]]:
     found = {}
     for path in sorted((folder / "seed-0" / arm.folder / "sites").glob("*/ledger.sqlite")):
-        rows = sqlite3.connect(path).execute("SELECT round, noise_multiplier, sample_rate, steps FROM events")
+        rows = sqlite3.connect(path).execute("SELECT round, noise_multiplier, sample_rate, steps FROM releases")
         found[path.parent.name] = sorted(rows.fetchall())
     return found
 
