@@ -16,7 +16,7 @@ from cloister_server.store import Checkpoint, Constants, RoundRecord, Store
 from cloister_shared.errors import PlanRefused, QuorumLost, ReplyRejected
 from cloister_shared.plan import StudyPlan
 from cloister_shared.schema import numbers
-from cloister_shared.tasks.layout import Layout, flatten, initial_model, layout_of
+from cloister_shared.tasks.layout import Layout, flatten, initial_model, layout_of, tensors
 from cloister_shared.wire import ReplyHeader, unpack_reply
 
 Notice = Callable[[RoundRecord], None]
@@ -53,21 +53,32 @@ def run_study(plan: StudyPlan, store: Store, grid: Grid, notice: Notice = lambda
 
 def open_study(plan: StudyPlan, store: Store, grid: Grid) -> Study:
     """Enrol the hospitals and make sure of a checkpoint: the one on disk, or the untrained model's."""
-    if plan.aggregation.secure_sum:
-        raise PlanRefused(
-            "aggregation.secure_sum is on, and this version cannot add up encrypted updates yet.",
-            mend="Write aggregation.secure_sum: false; the coordinator then sees each hospital's update.",
-        )
+    refuse_unbuilt(plan)
     untrained = initial_model(plan)
     layout = layout_of(plan, untrained)
     study = Study(plan, layout, _enrol(plan, layout, grid), store)
     if store.load(plan) is None:
         store.save(
-            Checkpoint(f"{plan.study}-{secrets.token_hex(4)}"[-64:], plan.digest, 0, flatten(untrained, layout.shared))
+            Checkpoint(
+                f"{plan.study}-{secrets.token_hex(4)}"[-64:], plan.digest, 0, flatten(tensors(untrained, layout.shared))
+            )
         )
     if plan.normalisation.method == "federated" and study.checkpoint().normalisation is None:
         store.save(replace(study.checkpoint(), normalisation=_federated_constants(study, grid)))
     return study
+
+
+def refuse_unbuilt(plan: StudyPlan) -> None:
+    """Refuse what a plan may ask for and this version cannot give.
+
+    Raises:
+        PlanRefused: names it.
+    """
+    if plan.aggregation.secure_sum:
+        raise PlanRefused(
+            "aggregation.secure_sum is on, and this version cannot add up encrypted updates yet.",
+            mend="Write aggregation.secure_sum: false; the coordinator then sees each hospital's update.",
+        )
 
 
 def _enrol(plan: StudyPlan, layout: Layout, grid: Grid) -> dict[str, int]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,12 @@ def told(name: str, value: float, said: str = "{:.3g}") -> Figure:
 def missed(name: str, why: str) -> Figure:
     """A figure that could not be measured, which counts as missed."""
     return Figure(name, why, None, "", False)
+
+
+def in_fresh_process(script: str, *arguments: str) -> Any:
+    """What a script prints as JSON in a process of its own; what it says on stderr is seen here."""
+    done = subprocess.run([sys.executable, script, *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
 
 
 def progress(text: str) -> None:

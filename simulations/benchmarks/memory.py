@@ -4,15 +4,13 @@ A fresh process runs the real ``run_round`` for 10 replies of 25 million paramet
 network's does: it lets go of the tickets once they are sent, and each reply comes into being when it is
 pulled. Hospital number i sends i everywhere, so the mean must be 4.5.
 
-    python simulations/benchmarks/memory.py    prints the measurement of this very process as JSON
+    python simulations/benchmarks/memory.py [PARAMETERS]    prints what this very process measures, as JSON
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -20,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from figures import Figure, at_most, missed, progress
+from figures import Figure, at_most, in_fresh_process, progress
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -34,18 +32,13 @@ from cloister_shared.wire import ReplyHeader, TicketHeader, pack, pack_vectors, 
 from cloister_simulations.federation import Arm, plan_for
 from cloister_simulations.scenario import read_scenario
 
-PARAMETERS, HOSPITALS = 25_000_000, 10
-MODEL = 4 * PARAMETERS
-BAR = 3.0
+PARAMETERS, HOSPITALS, BAR = 25_000_000, 10, 3.0
 
 
 def figures() -> list[Figure]:
     progress("memory: one round of 10 hospitals with 25 million parameters")
-    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=False)
-    if done.returncode:
-        return [missed("memory.aggregation", f"not measured: {done.stderr.strip().splitlines()[-1:]}")]
-    found = json.loads(done.stdout)
-    return [at_most("memory.aggregation", found["peak"], BAR, "{:.2f} models above the imports")]
+    peak = in_fresh_process(__file__, str(PARAMETERS))["peak"]
+    return [at_most("memory.aggregation", peak, BAR, "{:.2f} models above the imports")]
 
 
 @dataclass
@@ -91,8 +84,8 @@ class Replies(Grid):
         """The next hospital's reply; its bytes are made here, once."""
         name = next(iter(message_ids))
         envelope, ticket = self.waiting.pop(name)
-        body = np.float32(envelope.metadata.dst_node_id).tobytes() * PARAMETERS
-        update = Array(dtype="float32", shape=(PARAMETERS,), stype=self.encoding, data=body)
+        body = np.float32(envelope.metadata.dst_node_id).tobytes() * self.layout.size
+        update = Array(dtype="float32", shape=(self.layout.size,), stype=self.encoding, data=body)
         header = ReplyHeader(run=ticket.run, round=ticket.round, site=ticket.site, layout=self.layout.digest, rows=100)
         return [Message(pack(header, ArrayRecord({"update": update})), reply_to=envelope)]
 
@@ -100,12 +93,12 @@ class Replies(Grid):
         raise NotImplementedError
 
 
-def measure(folder: Path) -> dict[str, float]:
+def measure(folder: Path, parameters: int) -> dict[str, float]:
     """Peak memory of one round above what the process held before it, in models."""
     plan = plan_for(read_scenario("breast-cancer").plan, Arm("federated"), 0)
     plan = amend(plan, aggregation={"max_update_norm": 1e6}, cohort={"min_sites": HOSPITALS})
-    layout, store = Layout((("weights", PARAMETERS),), ()), Store(folder)
-    store.save(Checkpoint("memory", plan.digest, 0, np.zeros(PARAMETERS, dtype=np.float32)))
+    layout, store = Layout((("weights", parameters),), ()), Store(folder)
+    store.save(Checkpoint("memory", plan.digest, 0, np.zeros(parameters, dtype=np.float32)))
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
     encoding = next(iter(pack_vectors({"model": np.zeros(1, dtype=np.float32)}).values())).stype
     study = Study(plan, layout, {f"hospital-{at}": at for at in range(HOSPITALS)}, store)
@@ -114,7 +107,7 @@ def measure(folder: Path) -> dict[str, float]:
     peak = _memory("VmHWM")
     model = study.checkpoint().model
     assert (model == np.float32(4.5)).all(), "the mean of 0 to 9 is 4.5"
-    return {"peak": (peak - before) / MODEL, "before": before / MODEL}
+    return {"peak": (peak - before) / (4 * parameters), "before": before / (4 * parameters)}
 
 
 def _forget_peak() -> int:
@@ -131,5 +124,5 @@ def _memory(name: str) -> int:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as scratch:
-        print(json.dumps(measure(Path(scratch))))
+    with tempfile.TemporaryDirectory() as scratch:
+        print(json.dumps(measure(Path(scratch), int(sys.argv[1]) if sys.argv[1:] else PARAMETERS)))

@@ -17,8 +17,6 @@ import os
 import random
 import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import traceback
@@ -26,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from figures import Figure, missed, progress
+from figures import Figure, in_fresh_process, progress
 
 from cloister_client.connectors.table import open_table
 from cloister_client.dataset import Dataset, load_dataset
@@ -46,10 +44,7 @@ ARMS = {"plain": Arm("federated"), "private": Arm("private", 3.0)}
 
 def figures() -> list[Figure]:
     progress(f"resume: {len(ARMS) * ROUNDS * REPEATS} runs killed and resumed")
-    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=False)
-    if done.returncode:
-        return [missed("resume", f"not measured: {done.stderr.strip().splitlines()[-1:]}")]
-    found: dict[str, tuple[int, int]] = json.loads(done.stdout)
+    found: dict[str, tuple[int, int]] = in_fresh_process(__file__)
     words = {"plain": "same model", "private": "same epsilon"}
     return [
         Figure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import sys
@@ -48,17 +49,11 @@ def ray(server: ServerApp, sites: Mapping[str, Site], faults: tuple[Fault, ...])
     """Flower's simulation engine: hospitals work side by side, in as many processes as there are cores.
 
     Raises:
-        PlanRefused: Ray is not installed, or faults were asked for, which only ``in-process`` injects.
         CloisterError: what the coordinator raised.
     """
-    if faults:
-        raise PlanRefused("Faults need the in-process engine.", mend="Leave out --engine ray or --fault.")
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    try:
-        import ray as cluster  # pyright: ignore
-    except ImportError:
-        raise PlanRefused("The engine ray is not installed.", mend="Run pip install 'cloister[ray]'.") from None
+    import ray as cluster  # pyright: ignore
     from flwr.simulation import run_simulation
 
     watched, raised = _watched(server, len(sites))
@@ -132,3 +127,17 @@ def _hushed(name: str) -> Iterator[None]:
 
 
 ENGINES: dict[str, Engine] = {"in-process": in_process, "ray": ray}
+
+
+def ready(engine: str, faults: tuple[Fault, ...]) -> None:
+    """Refuse, before anything is trained, what an engine cannot do.
+
+    Raises:
+        PlanRefused: Ray is not installed, or faults were asked for, which only ``in-process`` injects.
+    """
+    if engine != "ray":
+        return
+    if faults:
+        raise PlanRefused("Faults need the in-process engine.", mend="Leave out --engine ray or --fault.")
+    if importlib.util.find_spec("ray") is None:
+        raise PlanRefused("The engine ray is not installed.", mend="Run pip install 'cloister[ray]'.")

@@ -23,7 +23,7 @@ from cloister_client.dataset import Dataset, Rows, load_dataset, normalised
 from cloister_client.evaluate import at_a_glance, enough, risks
 from cloister_client.privacy import plain
 from cloister_client.train import train
-from cloister_server.app import Finished, server_app
+from cloister_server.app import Finished, refuse_unbuilt, server_app
 from cloister_server.store import RoundRecord, Store
 from cloister_shared import budget, durable
 from cloister_shared.errors import DataRefused
@@ -34,6 +34,7 @@ from cloister_shared.tasks.layout import initial_model
 from cloister_shared.tasks.metrics import Estimate, evaluate, reliability
 from cloister_shared.tasks.zoo import task_of
 from cloister_shared.wire import Ticket, TicketHeader
+from cloister_simulations.engines import ENGINES, ready
 from cloister_simulations.grid import Fault
 from cloister_simulations.hospitals import build
 from cloister_simulations.scenario import Scenario
@@ -145,6 +146,8 @@ def compare(
     Raises:
         CloisterError: the plan, a table or a cohort was refused, or a round lost its quorum.
     """
+    ready(options.engine, options.faults)
+    refuse_unbuilt(scenario.plan)
     site_files = build(scenario.simulation.hospitals, options.folder / "hospitals")
     results: list[Result] = []
     rows: dict[str, dict[str, int]] = {}
@@ -214,8 +217,6 @@ def run_federated(
     plan: StudyPlan, datasets: Mapping[str, Dataset], arm: Arm, folder: Path, options: Options, notice: Notice
 ) -> Result:
     """The real coordinator and the real hospitals, over the engine that the options name."""
-    from cloister_simulations.engines import ENGINES
-
     if not options.resume:
         _clear(folder)
     store, ended = Store(folder), list[Finished]()

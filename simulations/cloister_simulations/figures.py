@@ -38,33 +38,36 @@ _STYLE: dict[str, Any] = {
 
 
 def curves(arms: Mapping[Arm, Sequence[Result]]) -> str:
-    """AUROC by round: mean over seeds, and the band from the least to the greatest seed."""
+    """AUROC by round: mean over seeds, and the band from the least to the greatest seed. Empty without any."""
+    drawn = {arm: seen for arm, results in arms.items() if (seen := _by_round(results))}
+    if not drawn:
+        return ""
     with _style("curves"):
         figure = Figure(figsize=(5.2, 3.5), layout="constrained")
         axes = figure.add_subplot()
-        lowest, trained = 1.0, False
-        for arm, results in arms.items():
-            seen: dict[int, list[float]] = {}
-            for point in (point for result in results for point in result.curve if "auroc" in point):
-                seen.setdefault(int(point["round"]), []).append(point["auroc"])
-            if not seen:
-                continue
-            rounds = sorted(seen)
-            least, mean, most = ([float(f(seen[n])) for n in rounds] for f in (np.min, np.mean, np.max))
+        for arm, seen in drawn.items():
+            least, mean, most = ([float(f(values)) for values in seen.values()] for f in (np.min, np.mean, np.max))
             look = _look(arm, list(arms))
-            axes.plot(rounds, mean, color=look["color"], linestyle=look["linestyle"], label=arm.name)
-            axes.fill_between(rounds, least, most, color=look["color"], alpha=0.15, linewidth=0)
-            after = [low for n, low in zip(rounds, least, strict=True) if n]
-            lowest, trained = min([lowest, *after]), trained or bool(after)
-        if trained:  # the untrained model may rank no better than chance, and would press the curves flat
-            pad = max(0.02, (1 - lowest) * 0.1)
-            axes.set_ylim(max(0.0, lowest - pad), min(1.0, max(axes.get_ylim()[1], lowest + pad)))
+            axes.plot(list(seen), mean, color=look["color"], linestyle=look["linestyle"], label=arm.name)
+            axes.fill_between(list(seen), least, most, color=look["color"], alpha=0.15, linewidth=0)
+        if trained := [min(values) for seen in drawn.values() for number, values in seen.items() if number]:
+            # The untrained model may rank no better than chance, and would press the curves flat.
+            pad = max(0.02, (1 - min(trained)) * 0.1)
+            axes.set_ylim(max(0.0, min(trained) - pad), min(1.0, max(axes.get_ylim()[1], min(trained) + pad)))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.margins(x=0.02)
         axes.set_xlabel("round")
         axes.set_ylabel("AUROC, mean over hospitals")
         figure.legend(loc="outside lower center", ncols=2)
         return _svg(figure, "Learning curves: AUROC by round for each way to train")
+
+
+def _by_round(results: Sequence[Result]) -> dict[int, list[float]]:
+    """Each seed's AUROC after so many rounds."""
+    seen: dict[int, list[float]] = {}
+    for point in (point for result in results for point in result.curve if "auroc" in point):
+        seen.setdefault(int(point["round"]), []).append(point["auroc"])
+    return dict(sorted(seen.items()))
 
 
 def calibration(arm: Arm, arms: Sequence[Arm], results: Sequence[Result]) -> str:

@@ -67,6 +67,12 @@ def test_json_from_the_command_line():
     assert figure["verdict"] == "holds"
 
 
+@pytest.mark.slow
+def test_the_coordinator_holds_two_models_whatever_the_number_of_replies(figures):
+    """One sum and one reply. Large enough that malloc gives back at once what is let go: more than 32 MB."""
+    assert figures.in_fresh_process(str(BENCHMARKS / "memory.py"), "10000000")["peak"] < 2.5
+
+
 def test_an_unknown_family_is_named(study, capsys):
     with pytest.raises(SystemExit):
         study.main(["--only", "no-such"])

@@ -26,7 +26,8 @@ def run(small, tmp_path):
     """Run the small study on an engine; its plan, result and store."""
 
     def run(engine, arm, noise_seed=None, **changes):
-        plan = amend(plan_for(small.plan, arm, 0), rounds=2, **changes)
+        # A worker imports Opacus in its first round: on a busy machine that takes longer than the study's 5 s.
+        plan = amend(plan_for(small.plan, arm, 0), rounds=2, round_timeout=120.0, **changes)
         paths = build(small.simulation.hospitals, tmp_path / "hospitals")
         datasets = {path.parent.name: load_dataset(open_table(path), plan) for path in paths}
         folder = tmp_path / engine

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,15 +15,17 @@ from torch import Tensor, nn
 from cloister_shared.plan import StudyPlan
 from cloister_shared.tasks.zoo import task_of
 
+Entries = tuple[tuple[str, int], ...]
+
 
 @dataclass(frozen=True)
 class Layout:
     """Names and sizes of what is sent (``shared``) and of what stays at the hospital (``local``)."""
 
-    shared: tuple[tuple[str, int], ...]
-    local: tuple[tuple[str, int], ...]
+    shared: Entries
+    local: Entries
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Parameters in the vector that travels."""
         return sum(size for _, size in self.shared)
@@ -51,29 +53,32 @@ def initial_model(plan: StudyPlan) -> nn.Module:
         return task_of(plan).model(plan)
 
 
-def flatten(model: nn.Module, entries: tuple[tuple[str, int], ...]) -> NDArray[np.float32]:
-    """Those parameters as one float32 vector, a copy."""
+def tensors(model: nn.Module, entries: Entries) -> list[Tensor]:
+    """The model's own parameters and buffers of those names; writing into them changes the model."""
     state = model.state_dict()
-    if not entries:
-        return np.empty(0, dtype=np.float32)
-    return torch.cat([state[name].detach().reshape(-1) for name, _ in entries]).numpy()
+    return [state[name] for name, _ in entries]
+
+
+def flatten(parts: Sequence[Tensor]) -> NDArray[np.float32]:
+    """Tensors as one float32 vector, a copy."""
+    return torch.cat([part.reshape(-1) for part in parts]).numpy() if parts else np.empty(0, dtype=np.float32)
 
 
 @torch.no_grad()
-def fill(model: nn.Module, entries: tuple[tuple[str, int], ...], vector: NDArray[np.float32]) -> None:
-    """Write a vector back into the model.
+def fill(parts: Sequence[Tensor], vector: NDArray[np.float32]) -> None:
+    """Write a vector into the tensors that it was made of.
 
     Raises:
         ValueError: the vector has another length.
     """
-    if vector.size != sum(size for _, size in entries):
+    if vector.size != sum(part.numel() for part in parts):
         raise ValueError("the vector has another length than the model's parameters")
-    state = model.state_dict()
     # A writable copy: torch warns about the read-only bytes of a message.
-    for (name, _), part in zip(entries, split(torch.from_numpy(np.array(vector)), entries), strict=True):
-        state[name].copy_(part.view_as(state[name]))
+    for part, values in zip(parts, split(torch.from_numpy(np.array(vector)), parts), strict=True):
+        part.copy_(values)
 
 
-def split(vector: Tensor, entries: tuple[tuple[str, int], ...]) -> Iterator[Tensor]:
-    """The parts of a flat vector, one for each entry."""
-    return iter(torch.split(vector, [size for _, size in entries]))
+def split(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """A flat vector as tensors of these shapes."""
+    parts = torch.split(vector, [part.numel() for part in like])
+    return [part.view_as(shape) for part, shape in zip(parts, like, strict=True)]
