@@ -61,6 +61,7 @@ class Site:
         self._private: Mechanism | None = None
         self._shared, self._local = tensors(self.model, self.layout.shared), tensors(self.model, self.layout.local)
         self._initial_local = flatten(self._local)
+        self._keeps = bool(self._local) or isinstance(plan.strategy, Scaffold)
 
     # --- the four things a coordinator can ask ---------------------------------------------------------------
     def enrol(self) -> ReplyHeader:
@@ -110,7 +111,7 @@ class Site:
     def _train(self, ticket: Ticket) -> Reply:
         plan, run, number = self.plan, ticket.header.run, ticket.header.round
         train_rows, test_rows = self._rows(ticket)
-        kept = self.local.before(run, number) or {}
+        kept = (self.local.before(run, number) or {}) if self._keeps else {}
         start = self._load(ticket, kept)
         judged = at_a_glance(self.model, self.task, test_rows, plan.evaluation)
         mechanism = self._mechanism(train_rows, ticket)
@@ -166,9 +167,9 @@ class Site:
             TicketRefused: it is for another plan, hospital or round, or its vectors are not what the work needs.
         """
         header, plan = ticket.header, self.plan
-        if header.plan != plan.digest:
+        if header.plan != self._digest:
             raise TicketRefused(
-                f"The ticket is for plan {header.plan[:12]}; {self.name} approved {plan.digest[:12]}.",
+                f"The ticket is for plan {header.plan[:12]}; {self.name} approved {self._digest[:12]}.",
                 mend="Send the plan to the hospital for approval first.",
             )
         if header.site != self.name:
@@ -198,8 +199,7 @@ class Site:
 
         An answer is on disk before it is sent, so a noisy update exists once however often it is asked for.
         """
-        remembers = self.plan.private or bool(self.layout.local) or isinstance(self.plan.strategy, Scaffold)
-        if not remembers:
+        if not (self.plan.private or self._keeps):
             return work()
         digest = ticket.digest
         if answer := self.answers.find(ticket.header.run, digest):
@@ -214,7 +214,7 @@ class Site:
         assert terms.epsilon is not None
         assert terms.delta is not None
         self.ledger.commit(
-            Release(self.plan.digest, ticket.header.run, ticket.header.round, ticket.digest, event),
+            Release(self._digest, ticket.header.run, ticket.header.round, ticket.digest, event),
             epsilon=terms.epsilon,
             delta=terms.delta,
         )

@@ -95,7 +95,7 @@ def collect(
     """
     waiting, rejected, waited = dict(sent), dict[Who, str](), 0.0
     while waiting and waited < timeout:
-        arrived = False
+        arrived, began = False, time.monotonic()
         for message in grid.pull_messages(list(waiting)):
             arrived = True
             who = waiting.pop(message.metadata.reply_to_message_id)
@@ -108,7 +108,6 @@ def collect(
                     rejected[who] = str(odd)
             del message  # before the next one is pulled, so that one reply is held at a time
         if not arrived:
-            began = time.monotonic()
             time.sleep(0.01)
             waited += time.monotonic() - began
     return rejected | dict.fromkeys(waiting.values(), f"no answer within {timeout:g} s")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from enum import StrEnum
-from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -291,7 +290,7 @@ class StudyPlan(_Terms):
         """Whether differential privacy is on."""
         return self.privacy.mechanism is not Mechanism.NONE
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """SHA-256 of the canonical form: JSON with sorted keys, no white space, ASCII."""
         return hashlib.sha256(self.canonical()).hexdigest()

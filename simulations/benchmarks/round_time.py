@@ -44,6 +44,7 @@ from cloister_simulations.scenario import read_scenario
 HOSPITALS, BATCH = 10, 32
 WARM_UP, BLOCKS, ROUNDS = 10, 5, 40
 BAR = 0.010
+RATIO = 2.2  # the bar over the plain loop's 4.5 ms, where that was measured: holds on a slower machine too
 
 
 def figures() -> list[Figure]:
@@ -53,7 +54,7 @@ def figures() -> list[Figure]:
     return [
         at_most("round.median", ours, BAR, "{:.5f} s"),
         told("round.plain-loop", plain, "{:.5f} s"),
-        told("round.ratio", ours / plain, "{:.2f} times the plain loop"),
+        at_most("round.ratio", ours / plain, RATIO, "{:.2f} times the plain loop"),
         at_most("round.same-model", apart, 1e-5, f"{{:.1e}} apart after {WARM_UP} rounds"),
     ]
 

@@ -1,7 +1,6 @@
 """Both engines carry the same messages: the same plan gives the same model, and errors reach the caller."""
 
 import importlib.util
-import sys
 
 import numpy as np
 import pytest
@@ -62,10 +61,14 @@ def test_what_the_coordinator_raises_reaches_the_caller_through_ray(run):
 
 def test_ray_takes_no_faults():
     with pytest.raises(PlanRefused, match="in-process"):
-        engines.ray(None, {}, (Fault("drop", "birch", 1),))  # pyright: ignore[reportArgumentType]
+        engines.ready("ray", (Fault("drop", "birch", 1),))
 
 
 def test_without_ray_the_mend_says_how_to_get_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(PlanRefused, match=r"pip install 'cloister\[ray\]'"):
-        engines.ray(None, {}, ())  # pyright: ignore[reportArgumentType]
+        engines.ready("ray", ())
+
+
+def test_in_process_is_always_ready():
+    engines.ready("in-process", (Fault("drop", "birch", 1),))
