@@ -33,7 +33,7 @@ def plain_errors() -> Generator[None, None, None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
     except OSError as error:
-        _say(f"{error.filename or 'A file'}: {error.strerror or error}.")
+        _say(f"{error.filename or 'A file'} could not be read or written ({error.strerror or error}).")
         raise SystemExit(BROKEN) from None
     except KeyboardInterrupt:
         _say("Interrupted. What was finished is kept.")

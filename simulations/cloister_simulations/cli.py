@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import typer.core
 
-from cloister_shared.errors import CloisterError, PlanRefused, Refusal
+from cloister_shared.console import plain_errors, quiet_environment
+from cloister_shared.errors import PlanRefused, Refusal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,7 +62,8 @@ def run(
     ] = None,
 ) -> None:
     """Train pooled, alone, federated and with privacy; write a report."""
-    with _in_plain_words():
+    with plain_errors():
+        quiet_environment()
         seeds = tuple(dict.fromkeys(_whole_number(text, "--seed") for text in seed or ()))
         noise = None if reproducible_noise is None else _whole_number(reproducible_noise, "--reproducible-noise")
         _one_of("arm", arm or (), ARMS)
@@ -85,7 +87,8 @@ def run(
 @app.command("list")
 def list_() -> None:
     """Name the scenarios that come with Cloister."""
-    with _in_plain_words():
+    with plain_errors():
+        quiet_environment()
         from cloister_simulations.scenario import read_scenario, shipped
 
         for name in shipped():
@@ -98,7 +101,8 @@ def list_() -> None:
 @app.command()
 def check(file: Annotated[str, typer.Argument(help="A scenario file, or a scenario's name.")]) -> None:
     """Read a scenario and say what it would run, or what is wrong with it."""
-    with _in_plain_words():
+    with plain_errors():
+        quiet_environment()
         from cloister_simulations.scenario import read_scenario
 
         read = read_scenario(file)
@@ -204,31 +208,10 @@ def _tell(found: Comparison, console: Console) -> None:
 
 
 # --- what can be wrong with a command ----------------------------------------------------------------------
-@contextmanager
-def _in_plain_words() -> Iterator[None]:
-    """A quiet environment; and what a user can cause ends in a sentence on stderr, never in a traceback."""
-    for name, value in {
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_LOG_LEVEL": "ERROR",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONWARNINGS": "ignore:Full backward hook is firing",  # for the worker processes of ray
-    }.items():
-        os.environ.setdefault(name, value)
-    try:
-        yield
-    except CloisterError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1 if isinstance(error, Refusal) else 2) from None
-    except OSError as error:
-        if error.filename is None:
-            raise
-        typer.echo(f"{error.filename} could not be read or written ({error.strerror}).", err=True)
-        raise typer.Exit(2) from None
-
-
 def _hush() -> None:
     """Leave out what tells a user nothing: Opacus on inputs that need no gradient, and Flower's log."""
+    os.environ.setdefault("FLWR_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:Full backward hook is firing")  # for Ray's worker processes
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
     logging.getLogger("flwr").setLevel(logging.ERROR)
 
