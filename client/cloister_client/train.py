@@ -15,15 +15,16 @@ Step = Callable[[], None]
 
 def sgd(parameters: list[nn.Parameter], terms: Training) -> Step:
     """What torch.optim.SGD computes, without its bookkeeping, which is a quarter of a small model's step."""
-    velocity: list[Tensor] = []
+    velocity: dict[nn.Parameter, Tensor] = {}
 
     def step() -> None:
-        nonlocal velocity
-        moves = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        if terms.momentum:
-            velocity = [terms.momentum * v + g for v, g in zip(velocity, moves, strict=True)] if velocity else moves
-            moves = velocity
-        for parameter, move in zip(parameters, moves, strict=True):
+        for parameter in parameters:
+            if (move := parameter.grad) is None:
+                continue
+            if terms.momentum:
+                if parameter in velocity:
+                    move = terms.momentum * velocity[parameter] + move
+                velocity[parameter] = move
             parameter.sub_(move, alpha=terms.learning_rate)
 
     return step

@@ -111,3 +111,19 @@ def test_parameters_without_gradient_stay(plan_with):
 
     train(model, gradient, plan_with().training, 1, pull=1.0, correction=[torch.ones(1, 1), torch.ones(1, 1)])
     assert [first.weight.item(), second.weight.item()] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_is_torchs(plan_with, rows, momentum):
+    """Our step without bookkeeping against torch.optim's, over the same batches."""
+    plan = plan_with(training={"momentum": momentum, "learning_rate": 0.2})
+    ours, theirs = initial_model(plan), initial_model(plan)
+    some = rows(40)
+    train(ours, plain(ours, tabular, some, 8, torch.Generator().manual_seed(1)).gradient, plan.training, 12)
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.2, momentum=momentum)
+    mechanism = plain(theirs, tabular, some, 8, torch.Generator().manual_seed(1))
+    for _ in range(12):
+        mechanism.gradient()
+        optimizer.step()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(mine, other, atol=1e-6)
