@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -81,7 +82,7 @@ def run(
         if faults:
             _check_faults([(f.site, f.round) for f in faults], read, folder)
         _hush()
-        _run(read, Options(folder, engine, resume, faults, noise, seeds or None, tuple(arm) if arm else None))
+        _run(scenario, read, Options(folder, engine, resume, faults, noise, seeds or None, tuple(arm) if arm else None))
 
 
 @app.command("list")
@@ -128,7 +129,7 @@ def main() -> None:
 
 
 # --- running -----------------------------------------------------------------------------------------------
-def _run(scenario: Scenario, options: Options) -> None:
+def _run(typed: str, scenario: Scenario, options: Options) -> None:
     from rich.console import Console
 
     from cloister_simulations.federation import arms_of, compare
@@ -141,7 +142,7 @@ def _run(scenario: Scenario, options: Options) -> None:
     try:
         with _watched(scenario, options.seeds or scenario.simulation.seeds, arms, console) as (notice, done):
             found = compare(scenario, options, notice, done)
-        _tell(found, console)
+        _tell(typed, found, console)
     except KeyboardInterrupt:
         typer.echo("\nInterrupted; the same command with --resume goes on.", err=True)
         if options.engine == "ray":
@@ -183,7 +184,7 @@ def _line(result: Result) -> str:
     return f"{result.arm.name}, seed {result.seed}: AUROC {result.overall['auroc']}, {result.seconds:.1f} s"
 
 
-def _tell(found: Comparison, console: Console) -> None:
+def _tell(typed: str, found: Comparison, console: Console) -> None:
     """The tables, where the report is, and what to try next."""
     from cloister_simulations import report
     from cloister_simulations.scenario import shipped
@@ -198,9 +199,12 @@ def _tell(found: Comparison, console: Console) -> None:
     name, site = found.scenario.name, max(found.rows, key=lambda site: found.rows[site]["train"])
     other = next((n for n in ("generated-ehr", "breast-cancer") if n != name and n in shipped()), name)
     console.print("\nWhat to try next", style="bold")
+    # As it was called: after `make demo` the command lies in .venv/bin.
+    called = Path(sys.argv[0])
+    program = os.path.relpath(called) if called.name == "cloister-sim" and called.parent != Path() else "cloister-sim"
     tries = {
-        f"cloister-sim run {other}": "other hospitals (cloister-sim list names all)",
-        f"cloister-sim run {name} --arm federated --fault drop:{site}:3": "a hospital misses a round",
+        f"{program} run {other}": f"other hospitals ({program} list names all)",
+        f"{program} run {typed} --arm federated --fault drop:{site}:3": "a hospital misses a round",
         "docs/guides/researcher.md": "how to change the plan",
     }
     for command, why in tries.items():
