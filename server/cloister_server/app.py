@@ -57,7 +57,7 @@ def open_study(plan: StudyPlan, store: Store, grid: Grid) -> Study:
     untrained = initial_model(plan)
     layout = layout_of(plan, untrained)
     study = Study(plan, layout, _enrol(plan, layout, grid), store)
-    if store.load(plan) is None:
+    if store.load(plan.digest) is None:
         store.save(
             Checkpoint(
                 f"{plan.study}-{secrets.token_hex(4)}"[-64:], plan.digest, 0, flatten(tensors(untrained, layout.shared))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -36,9 +37,14 @@ class Study:
     enrolled: Mapping[str, int]
     store: Store
 
+    @cached_property
+    def digest(self) -> str:
+        """The plan's, taken once."""
+        return self.plan.digest
+
     def checkpoint(self) -> Checkpoint:
         """The state after the last whole round."""
-        found = self.store.load(self.plan)
+        found = self.store.load(self.digest)
         assert found, "a study is opened with a checkpoint of round 0"
         return found
 

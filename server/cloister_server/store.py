@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from cloister_shared import durable
 from cloister_shared.errors import CheckpointBroken
-from cloister_shared.plan import StudyPlan
 
 Constants = tuple[tuple[float, float], ...]
 
@@ -55,8 +54,8 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         self._checkpoint, self._rounds = folder / "checkpoint.safetensors", folder / "rounds.jsonl"
 
-    def load(self, plan: StudyPlan) -> Checkpoint | None:
-        """The last checkpoint, or None before the first.
+    def load(self, plan: str) -> Checkpoint | None:
+        """The last checkpoint of the plan with this digest, or None before the first.
 
         Raises:
             CheckpointBroken: it is damaged, or of another plan.
@@ -64,9 +63,9 @@ class Store:
         if not self._checkpoint.exists():
             return None
         header, arrays = durable.load(self._checkpoint)
-        if header["plan"] != plan.digest:
+        if header["plan"] != plan:
             raise CheckpointBroken(
-                f"The run in {self.folder} is of plan {header['plan'][:12]}, not of this one ({plan.digest[:12]}).",
+                f"The run in {self.folder} is of plan {header['plan'][:12]}, not of this one ({plan[:12]}).",
                 mend="Resume with the plan it was begun with, or choose another folder.",
             )
         pairs = header["normalisation"]

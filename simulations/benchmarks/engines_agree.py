@@ -45,7 +45,7 @@ def apart(name: str) -> float:
             folder = Path(scratch) / engine
             options = Options(folder, engine=engine, noise_seed=noise_seed)
             run_federated(plan, datasets, arm, folder, options, lambda *_: None)
-            checkpoint = Store(folder).load(plan)
+            checkpoint = Store(folder).load(plan.digest)
             assert checkpoint
             models.append(checkpoint.model)
     first, second = models

@@ -102,7 +102,7 @@ def ours() -> Accuracies:
 
 def trained(plan: StudyPlan, folder: Path) -> nn.Module:
     """The final model of a finished run."""
-    model, checkpoint = initial_model(plan), Store(folder).load(plan)
+    model, checkpoint = initial_model(plan), Store(folder).load(plan.digest)
     assert checkpoint
     assert checkpoint.round == plan.rounds
     fill(tensors(model, layout_of(plan, model).shared), checkpoint.model)

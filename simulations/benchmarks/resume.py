@@ -141,7 +141,7 @@ def _begun(number: int, folder: Path) -> bool:
 
 def ended(plan: StudyPlan, folder: Path) -> Ended:
     """Read back what a finished run left on disk."""
-    checkpoint = Store(folder).load(plan)
+    checkpoint = Store(folder).load(plan.digest)
     assert checkpoint
     model = "" if plan.private else hashlib.sha256(checkpoint.model.tobytes()).hexdigest()
     epsilons: dict[str, float] = {}

@@ -205,4 +205,4 @@ def test_a_damaged_checkpoint_is_a_sentence(tmp_path):
 def test_a_checkpoint_of_another_plan_is_refused(tmp_path):
     a_study = study(tmp_path)
     with pytest.raises(CheckpointBroken, match="is of plan"):
-        a_study.store.load(amend(a_study.plan, rounds=5))
+        a_study.store.load(amend(a_study.plan, rounds=5).digest)

@@ -43,7 +43,7 @@ def run(small, tmp_path):
 def test_ray_gives_the_model_that_one_process_gives(run, arm, noise_seed):
     plan, alone, here = run("in-process", arm, noise_seed)
     _, spread, there = run("ray", arm, noise_seed)
-    one, other = here.load(plan), there.load(plan)
+    one, other = here.load(plan.digest), there.load(plan.digest)
     assert one
     assert other
     assert np.abs(one.model - other.model).max() <= 1e-6 * np.abs(one.model).max()

@@ -25,7 +25,7 @@ def run(scenario, folder, **options):
 
 
 def model(scenario, folder):
-    checkpoint = Store(folder / "seed-0" / "federated").load(plan_for(scenario.plan, FEDERATED, 0))
+    checkpoint = Store(folder / "seed-0" / "federated").load(plan_for(scenario.plan, FEDERATED, 0).digest)
     assert checkpoint
     return checkpoint.model
 
@@ -39,7 +39,9 @@ def test_the_same_plan_gives_the_same_bytes(small, tmp_path):
 def test_private_runs_differ_unless_noise_is_reproducible(small, tmp_path):
     def private(name, **options):
         compare(small, Options(tmp_path / name, arms=("private",), **options))
-        checkpoint = Store(tmp_path / name / "seed-0" / "private-2").load(plan_for(small.plan, Arm("private", 2.0), 0))
+        checkpoint = Store(tmp_path / name / "seed-0" / "private-2").load(
+            plan_for(small.plan, Arm("private", 2.0), 0).digest
+        )
         assert checkpoint
         return checkpoint.model.tobytes()
 
@@ -146,7 +148,7 @@ def test_federated_statistics_are_close_and_paid_for(small, tmp_path):
     plan = amend(small.plan, normalisation={"method": "federated"}, privacy={"epsilon": 50.0})
     scenario = small.model_copy(update={"plan": plan})
     exact, noisy = (
-        Store(tmp_path / arm.folder / "seed-0" / arm.folder).load(plan_for(plan, arm, 0))
+        Store(tmp_path / arm.folder / "seed-0" / arm.folder).load(plan_for(plan, arm, 0).digest)
         for arm in (FEDERATED, Arm("private", 50.0))
         if compare(
             scenario.model_copy(update={"simulation": small.simulation.model_copy(update={"epsilons": (50.0,)})}),

@@ -62,7 +62,7 @@ def killing(kills: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def final(scenario: Scenario, folder: Path, arm: Arm) -> Checkpoint:
     plan = plan_for(scenario.plan, arm, 0)
-    checkpoint = Store(folder / "seed-0" / arm.folder).load(plan)
+    checkpoint = Store(folder / "seed-0" / arm.folder).load(plan.digest)
     assert checkpoint
     return checkpoint
 
