@@ -90,7 +90,8 @@ class Replies(Grid):
         return [Message(pack(header, ArrayRecord({"update": update})), reply_to=envelope)]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        raise NotImplementedError
+        names = self.push_messages(messages)
+        return [reply for name in names for reply in self.pull_messages([name])]
 
 
 def measure(folder: Path, parameters: int) -> dict[str, float]:
