@@ -148,9 +148,7 @@ class Site:
             return self._plain(rows, ticket)
         self._entropy = self._draw_from(ticket)
         if self._private is None:
-            statistics = statistics_event(self.plan) if self.plan.normalisation.method == "federated" else None
-            before = (statistics,) if statistics else ()
-            self._private = dp_sgd(self.model, self.task, rows, self.plan, before, self._bytes)
+            self._private = dp_sgd(self.model, self.task, rows, self.plan, self._bytes)
         return self._private
 
     def _plain(self, rows: Rows, ticket: Ticket) -> Mechanism:

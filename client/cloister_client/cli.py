@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from cloister_shared.console import plain_errors, quiet_environment, read
+from cloister_shared.console import one_core, plain_errors, read
 from cloister_shared.errors import PlanRefused
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -25,7 +25,7 @@ def site() -> None:
 @app.command()
 def check(plan: Path, site: Path) -> None:
     """Hold this hospital's table (its site.yaml) against a plan: the data-quality report, for your eyes only."""
-    quiet_environment()
+    one_core()
     with plain_errors():
         from cloister_client.connectors.table import open_table
         from cloister_client.dataset import load_dataset
@@ -39,7 +39,7 @@ def check(plan: Path, site: Path) -> None:
         if terms.private:
             from cloister_client.privacy import training_event
 
-            event = training_event(terms, len(dataset.train), ())
+            event = training_event(terms, len(dataset.train))
             typer.echo(
                 f"Each of {terms.rounds * event.steps} steps draws a row with chance {event.sample_rate:.3g} and adds"
                 f" noise of {event.noise_multiplier:.3g} times the clip norm."

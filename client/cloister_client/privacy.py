@@ -73,10 +73,8 @@ def plain(model: nn.Module, task: Task, rows: Rows, batch_size: int, generator: 
     return Mechanism(gradient, None)
 
 
-def dp_sgd(
-    model: nn.Module, task: Task, rows: Rows, plan: StudyPlan, before: tuple[Event, ...], entropy: Entropy = os.urandom
-) -> Mechanism:
-    """DP-SGD whose noise is calibrated so that ``before`` and the whole run meet the plan's epsilon, never more.
+def dp_sgd(model: nn.Module, task: Task, rows: Rows, plan: StudyPlan, entropy: Entropy = os.urandom) -> Mechanism:
+    """DP-SGD whose noise is calibrated so that the whole run meets the plan's epsilon, never more.
 
     Each record enters a step with probability batch_size / rows, by a draw of its own; the sum of clipped
     gradients is divided by batch_size, whatever the draw. The number of rows is taken as public.
@@ -95,7 +93,7 @@ def dp_sgd(
     if terms.epsilon is None or terms.delta is None or terms.clip_norm is None:
         raise PlanRefused("DP-SGD needs epsilon, delta and clip_norm.", mend="Add them under privacy.")
     clip_norm = terms.clip_norm
-    event = training_event(plan, len(rows), before)
+    event = training_event(plan, len(rows))
     hooked = GradSampleModule(model, loss_reduction="mean")
     optimizer = DPOptimizer(
         torch.optim.SGD(model.parameters(), lr=1.0),  # holds the parameters; the step itself is train.py's
@@ -121,8 +119,8 @@ def dp_sgd(
     return Mechanism(gradient, event)
 
 
-def training_event(plan: StudyPlan, rows: int, before: tuple[Event, ...]) -> Event:
-    """What one round of a plan costs a hospital with so many training rows.
+def training_event(plan: StudyPlan, rows: int) -> Event:
+    """What one round costs a hospital with so many training rows, beside the statistics that came before.
 
     Raises:
         BudgetExceeded: no noise keeps the whole run within the plan's epsilon.
@@ -130,6 +128,8 @@ def training_event(plan: StudyPlan, rows: int, before: tuple[Event, ...]) -> Eve
     rate = min(1.0, plan.training.batch_size / rows)
     steps = plan.training.local_steps
     epsilon, delta = _target(plan.privacy)
+    statistics = statistics_event(plan) if plan.normalisation.method == "federated" else None
+    before = (statistics,) if statistics else ()
     return Event(calibrate(rate, plan.rounds * steps, epsilon, delta, before), rate, steps)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from cloister_shared.console import plain_errors, quiet_environment, read
+from cloister_shared.console import one_core, plain_errors, read
 from cloister_shared.errors import PlanRefused
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -24,7 +24,7 @@ def coordinator() -> None:
 @app.command()
 def check(plan: Path) -> None:
     """Read a study plan and print what it promises, or what is wrong with it."""
-    quiet_environment()
+    one_core()
     with plain_errors():
         from cloister_shared.plan_file import read_plan
         from cloister_shared.plan_text import summary

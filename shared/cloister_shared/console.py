@@ -14,10 +14,8 @@ REFUSED, BROKEN, INTERRUPTED = 1, 2, 130
 """Exit codes: the platform said no; something broke; the user pressed Ctrl-C."""
 
 
-def quiet_environment() -> None:
-    """Before anything heavy is imported: nothing phones home, and one process keeps to one core."""
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+def one_core() -> None:
+    """Before anything heavy is imported: one process keeps to one core."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 

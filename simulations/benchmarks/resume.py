@@ -102,7 +102,7 @@ def _warm(plan: StudyPlan, datasets: dict[str, Dataset]) -> None:
     torch.set_num_threads(1)
     torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0).step()
     for dataset in datasets.values():
-        training_event(plan, len(dataset.train), ())
+        training_event(plan, len(dataset.train))
 
 
 def _start(plan: StudyPlan, datasets: dict[str, Dataset], folder: Path) -> int:

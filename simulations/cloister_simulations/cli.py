@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import typer.core
 
-from cloister_shared.console import plain_errors, quiet_environment
+from cloister_shared.console import one_core, plain_errors
 from cloister_shared.errors import PlanRefused, Refusal
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def run(
 ) -> None:
     """Train pooled, alone, federated and with privacy; write a report."""
     with plain_errors():
-        quiet_environment()
+        one_core()
         seeds = tuple(dict.fromkeys(_whole_number(text, "--seed") for text in seed or ()))
         noise = None if reproducible_noise is None else _whole_number(reproducible_noise, "--reproducible-noise")
         _one_of("arm", arm or (), ARMS)
@@ -89,7 +89,7 @@ def run(
 def list_() -> None:
     """Name the scenarios that come with Cloister."""
     with plain_errors():
-        quiet_environment()
+        one_core()
         from cloister_simulations.scenario import read_scenario, shipped
 
         for name in shipped():
@@ -103,7 +103,7 @@ def list_() -> None:
 def check(file: Annotated[str, typer.Argument(help="A scenario file, or a scenario's name.")]) -> None:
     """Read a scenario and say what it would run, or what is wrong with it."""
     with plain_errors():
-        quiet_environment()
+        one_core()
         from cloister_simulations.scenario import read_scenario
 
         read = read_scenario(file)

@@ -31,7 +31,6 @@ def in_process(server: ServerApp, sites: Mapping[str, Site], faults: tuple[Fault
 
 # --- Ray ---------------------------------------------------------------------------------------------------
 _ENVIRONMENT = {
-    "FLWR_TELEMETRY_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "FLWR_LOG_LEVEL": "ERROR",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or Ray warns of what a later version will do

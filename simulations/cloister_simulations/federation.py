@@ -240,7 +240,7 @@ def run_federated(
     result.reproducible_noise = reproducible.exists()
     judged = {name: _estimates(header.estimates, len(said[name][0])) for name, header in final.judged.items()}
     # What the report shows of a hospital is what that hospital sent, not what the simulation could look up.
-    result.sites |= {name: found["final"] for name, found in judged.items() if "final" in found}
+    result.sites = {name: judged.get(name, {}).get("final", {}) for name in sites}
     result.tuned = {name: found["fine-tuned"] for name, found in judged.items() if found.get("fine-tuned")}
     result.rejected = [
         f"round {record['round']}, {name}: {reason}" for record in rounds for name, reason in record["rejected"].items()

@@ -61,7 +61,7 @@ def gradient_of(model: nn.Module) -> Tensor:
 
 def one_gradient(plan: StudyPlan, rows: Rows, task: Task = tabular) -> Tensor:
     model = initial_model(plan)
-    dp_sgd(model, task, rows, plan, (), seeded()).gradient()
+    dp_sgd(model, task, rows, plan, seeded()).gradient()
     return gradient_of(model)
 
 
@@ -135,7 +135,7 @@ def inclusions(no_noise, dp_plan, rows, recorder) -> NDArray[np.bool_]:
     plan = dp_plan(training={"batch_size": round(ROWS * RATE)})
     some, task = rows(ROWS), recorder()
     some = Rows(some.x, torch.arange(ROWS).float(), some.patients)
-    mechanism = dp_sgd(nn.Linear(3, 1), task, some, plan, (), seeded(1))
+    mechanism = dp_sgd(nn.Linear(3, 1), task, some, plan, seeded(1))
     assert mechanism.event is not None
     assert mechanism.event.sample_rate == RATE
     entered = np.zeros((STEPS, ROWS), dtype=bool)
@@ -170,7 +170,7 @@ def test_noise_is_what_the_event_says(dp_plan, rows, recorder):
     """The released gradient of a loss that is flat: normal, of standard deviation sigma * clip / batch."""
     plan = dp_plan()
     model, task = nn.Linear(3, 250), recorder(scale=0.0)
-    mechanism = dp_sgd(model, task, rows(), plan, (), seeded(2))
+    mechanism = dp_sgd(model, task, rows(), plan, seeded(2))
     assert mechanism.event is not None
     assert mechanism.event.noise_multiplier > 1
     assert epsilon([mechanism.event] * plan.rounds, 1e-5) == pytest.approx(3.0, rel=5e-3)
@@ -191,7 +191,7 @@ def test_an_empty_draw_releases_noise_all_the_same(monkeypatch, dp_plan, rows, r
     monkeypatch.setattr(privacy, "calibrate", lambda *_: 2.0)
     plan = dp_plan(training={"batch_size": 1})
     model, task = nn.Linear(3, 250), recorder()
-    mechanism = dp_sgd(model, task, rows(), plan, (), seeded(3))
+    mechanism = dp_sgd(model, task, rows(), plan, seeded(3))
     empty = []
     for _ in range(100):
         seen = len(task.drawn)
@@ -226,7 +226,7 @@ def test_nothing_but_the_given_bytes_moves_sampling_and_noise(plan_with, rows):
         model = nn.Linear(3, 1)
         nn.init.zeros_(model.weight)
         nn.init.zeros_(model.bias)
-        dp_sgd(model, tabular, rows(), plan_with(dp=True), (), reproducible("held still")).gradient()
+        dp_sgd(model, tabular, rows(), plan_with(dp=True), reproducible("held still")).gradient()
         released.append(gradient_of(model))
     assert torch.equal(*released)
 
@@ -248,7 +248,7 @@ def test_running_statistics_are_refused(norm, frozen, plan_with, rows):
     if frozen:
         norm.eval().requires_grad_(False)
     with pytest.raises(PlanRefused, match=rf"Layer 1 \({type(norm).__name__}\) .* task.norm: layer"):
-        dp_sgd(model, tabular, rows(), plan_with(dp=True), (), seeded())
+        dp_sgd(model, tabular, rows(), plan_with(dp=True), seeded())
 
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm(4), nn.GroupNorm(2, 4), nn.Identity()])
@@ -303,8 +303,8 @@ def test_statistics_and_training_share_one_epsilon(plan_with):
     plan = plan_with(dp=True, normalisation=FEDERATED)
     statistics = privacy.statistics_event(plan)
     assert statistics is not None
-    training = privacy.training_event(plan, 24, (statistics,))
+    training = privacy.training_event(plan, 24)
     assert training.sample_rate == 1.0
     together = epsilon([statistics, *[training] * plan.rounds], 1e-5)
     assert 0.995 * 3.0 < together <= 3.0
-    assert training.noise_multiplier > privacy.training_event(plan, 24, ()).noise_multiplier
+    assert training.noise_multiplier > privacy.training_event(plan_with(dp=True), 24).noise_multiplier
