@@ -6,8 +6,7 @@ from pathlib import Path
 
 import typer
 
-from cloister_shared.console import one_core, plain_errors, read
-from cloister_shared.errors import PlanRefused
+from cloister_shared.console import one_core, plain_errors, read_text
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -32,7 +31,7 @@ def check(plan: Path, site: Path) -> None:
         from cloister_shared.plan_file import read_plan
         from cloister_shared.plan_text import summary
 
-        terms = read_plan(read(plan, PlanRefused), plan.name)
+        terms = read_plan(read_text(plan), plan.name)
         dataset = load_dataset(open_table(site), terms)
         typer.echo(f"{summary(terms)}\n\n{dataset.quality.page()}")
         typer.echo(f"\n{len(dataset.train)} rows would train and {len(dataset.test)} judge the model.")

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import typer
 
-from cloister_shared.console import one_core, plain_errors, read
-from cloister_shared.errors import PlanRefused
+from cloister_shared.console import one_core, plain_errors, read_text
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -29,7 +28,7 @@ def check(plan: Path) -> None:
         from cloister_shared.plan_file import read_plan
         from cloister_shared.plan_text import summary
 
-        typer.echo(summary(read_plan(read(plan, PlanRefused), plan.name)))
+        typer.echo(summary(read_plan(read_text(plan), plan.name)))
 
 
 def main() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cloister_shared.errors import CloisterError, Refusal
+from cloister_shared.errors import CloisterError, PlanRefused, Refusal
 
 REFUSED, BROKEN, INTERRUPTED = 1, 2, 130
 """Exit codes: the platform said no; something broke; the user pressed Ctrl-C."""
@@ -42,13 +42,17 @@ def _say(sentence: str) -> None:
     sys.stderr.write(sentence + "\n")
 
 
-def read(path: Path, refuse: Callable[[str], CloisterError]) -> str:
-    """A text file, or ``refuse`` with what is wrong with it."""
+def read_text(path: Path) -> str:
+    """A text file that a user named.
+
+    Raises:
+        PlanRefused: it is not there, or not text.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise refuse(f"{path} is not there.") from None
+        raise PlanRefused(f"{path} is not there.", mend="Give the path of a plan in YAML.") from None
     except IsADirectoryError:
-        raise refuse(f"{path} is a folder, not a file.") from None
+        raise PlanRefused(f"{path} is a folder.", mend="Give the path of a plan in YAML.") from None
     except UnicodeDecodeError:
-        raise refuse(f"{path} is not UTF-8 text.") from None
+        raise PlanRefused(f"{path} is not UTF-8 text.", mend="Save it as plain UTF-8 YAML.") from None
