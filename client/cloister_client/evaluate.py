@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from cloister_client.dataset import Rows
+from cloister_client.network import output
 from cloister_shared.plan import Evaluation
 from cloister_shared.tasks.metrics import Estimate, auroc, evaluate
 from cloister_shared.tasks.zoo import Task
 
 
-@torch.no_grad()
 def risks(model: nn.Module, task: Task, rows: Rows) -> NDArray[np.float64]:
     """Predicted probabilities, shape [n]."""
-    model.eval()
-    return task.risk(model(rows.x))
+    return task.risk(output(model, rows.x))
 
 
 def enough(outcomes: Sequence[float] | NDArray[np.float64], terms: Evaluation) -> bool:
@@ -28,17 +26,15 @@ def enough(outcomes: Sequence[float] | NDArray[np.float64], terms: Evaluation) -
     return min(positives, len(outcomes) - positives) >= terms.min_count
 
 
-@torch.no_grad()
 def at_a_glance(model: nn.Module, task: Task, rows: Rows, terms: Evaluation) -> dict[str, float | None]:
     """Loss and AUROC of the incoming model, cheap enough for every round; empty if counts are too small."""
     if not enough(rows.y.numpy(), terms):
         return {}
-    model.eval()
-    output = model(rows.x)
-    value = float(task.loss(output, rows.y))
+    said = output(model, rows.x)
+    value = float(task.loss(said, rows.y))
     return {
         "loss": value if np.isfinite(value) else None,
-        "auroc": auroc(rows.y.numpy().astype(float), task.risk(output)),
+        "auroc": auroc(rows.y.numpy().astype(float), task.risk(said)),
     }
 
 

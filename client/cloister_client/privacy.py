@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cloister_client.dataset import Rows
+from cloister_client.network import backward_of
 from cloister_shared.budget import Event, calibrate
 from cloister_shared.errors import PlanRefused
 from cloister_shared.plan import Privacy, StudyPlan
@@ -60,17 +61,18 @@ def gaussians(entropy: Entropy, count: int) -> NDArray[np.float64]:
 
 def plain(model: nn.Module, task: Task, rows: Rows, batch_size: int, generator: torch.Generator) -> Mechanism:
     """Ordinary mini-batches over shuffled epochs; an epoch goes on where the last step left it."""
-    order = torch.empty(0, dtype=torch.int64)
+    backward, batches = backward_of(model, task), _epochs(len(rows), batch_size, generator)
 
     def gradient() -> None:
-        nonlocal order
-        if not len(order):
-            order = torch.randperm(len(rows), generator=generator)
-        batch, order = order[:batch_size], order[batch_size:]
-        model.zero_grad(set_to_none=True)
-        task.loss(model(rows.x[batch]), rows.y[batch]).backward()
+        batch = next(batches)
+        backward(rows.x[batch], rows.y[batch])
 
     return Mechanism(gradient, None)
+
+
+def _epochs(rows: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    while True:
+        yield from torch.randperm(rows, generator=generator).split(batch_size)
 
 
 def dp_sgd(model: nn.Module, task: Task, rows: Rows, plan: StudyPlan, entropy: Entropy = os.urandom) -> Mechanism:
@@ -105,6 +107,7 @@ def dp_sgd(model: nn.Module, task: Task, rows: Rows, plan: StudyPlan, entropy: E
 
     def gradient() -> None:
         drawn = torch.from_numpy(uniforms(entropy, len(rows)) < event.sample_rate)
+        hooked.train()
         optimizer.zero_grad(set_to_none=True)
         if drawn.any():
             task.loss(hooked(rows.x[drawn]), rows.y[drawn]).backward()

@@ -55,7 +55,6 @@ def train(
     parameters = list(model.parameters())
     step = OPTIMIZERS[terms.optimizer](parameters, terms)
     began = [parameter.detach().clone() for parameter in parameters] if pull else []
-    model.train()
     for _ in range(steps):
         gradient()
         with torch.no_grad():

@@ -32,6 +32,12 @@ def loss(output: Tensor, target: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(output.squeeze(1), target)
 
 
+def slope(output: NDArray[np.float32], target: NDArray[np.float32]) -> NDArray[np.float32]:
+    """How the mean loss changes with each logit; shape [n, 1]."""
+    risks = np.exp(-np.logaddexp(np.float32(0), -output))
+    return (risks - target[:, None]) / np.float32(len(target))
+
+
 def risk(output: Tensor) -> NDArray[np.float64]:
     """Predicted probabilities of the positive outcome, shape [n]."""
     return output.squeeze(1).double().sigmoid().numpy()

@@ -26,6 +26,11 @@ class Task(Protocol):
         ...
 
     @staticmethod
+    def slope(output: NDArray[np.float32], target: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The derivative of ``loss`` by each output, shaped like the output."""
+        ...
+
+    @staticmethod
     def risk(output: Tensor) -> NDArray[np.float64]:
         """Predicted probability of the positive outcome, shape [n]."""
         ...
