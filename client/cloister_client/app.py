@@ -32,7 +32,7 @@ from cloister_client.train import train
 from cloister_shared.budget import Event
 from cloister_shared.errors import CloisterError, TicketRefused
 from cloister_shared.plan import FedProx, Scaffold, StudyPlan
-from cloister_shared.tasks.layout import fill, flatten, initial_model, layout_of, split, tensors
+from cloister_shared.tasks.layout import gathered, initial_model, layout_of
 from cloister_shared.tasks.metrics import Estimate
 from cloister_shared.tasks.zoo import task_of
 from cloister_shared.wire import Reply, ReplyHeader, Ticket, Vectors, pack, pack_vectors, unpack_ticket
@@ -59,9 +59,9 @@ class Site:
         self._entropy: Entropy = os.urandom
         self._constants: tuple[tuple[float, float], ...] | None = None
         self._private: Mechanism | None = None
-        self._shared, self._local = tensors(self.model, self.layout.shared), tensors(self.model, self.layout.local)
-        self._initial_local = flatten(self._local)
-        self._keeps = bool(self._local) or isinstance(plan.strategy, Scaffold)
+        self._shared, self._local = gathered(self.model, self.layout.shared), gathered(self.model, self.layout.local)
+        self._initial_local = self._local.copy()
+        self._keeps = bool(self.layout.local) or isinstance(plan.strategy, Scaffold)
 
     # --- the four things a coordinator can ask ---------------------------------------------------------------
     def enrol(self) -> ReplyHeader:
@@ -122,8 +122,8 @@ class Site:
         train(
             self.model, mechanism.gradient, plan.training, plan.training.local_steps, pull=pull, correction=correction
         )
-        vectors: Vectors = {"update": flatten(self._shared) - start}
-        keep: Vectors = {"layers": flatten(self._local)} if self._local else {}
+        vectors: Vectors = {"update": self._shared - start}
+        keep: Vectors = {"layers": self._local} if self.layout.local else {}
         if correction is not None:
             # Karimireddy et al. 2020, option II: c_i <- c_i - c + (x - y_i) / (K * learning rate)
             scale = plan.training.local_steps * plan.training.learning_rate
@@ -136,10 +136,10 @@ class Site:
     def _correction(self, ticket: Ticket, kept: Vectors) -> list[Tensor]:
         """SCAFFOLD's c - c_i, shaped like the parameters; zero for those that stay here."""
         difference = ticket.vectors["control"] - kept.get("control", np.float32(0.0))
-        names = (name for name, _ in self.layout.shared)
-        parts = dict(zip(names, split(torch.from_numpy(difference), self._shared), strict=True))
+        values = torch.from_numpy(difference).split([size for _, size in self.layout.shared])
+        parts = {name: part for (name, _), part in zip(self.layout.shared, values, strict=True)}
         return [
-            parts[name] if name in parts else torch.zeros_like(parameter)
+            parts[name].view_as(parameter) if name in parts else torch.zeros_like(parameter)
             for name, parameter in self.model.named_parameters()
         ]
 
@@ -250,9 +250,8 @@ class Site:
     def _load(self, ticket: Ticket, kept: Vectors | None) -> NDArray[np.float32]:
         """Put the incoming model, and the layers kept here, into the network; the vector that came in."""
         start = ticket.vectors["model"]
-        fill(self._shared, start)
-        if self._local:
-            fill(self._local, (kept or {}).get("layers", self._initial_local))
+        self._shared[:] = start
+        self._local[:] = (kept or {}).get("layers", self._initial_local)
         return start
 
     def _reply(

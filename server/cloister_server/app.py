@@ -16,7 +16,7 @@ from cloister_server.store import Checkpoint, Constants, RoundRecord, Store
 from cloister_shared.errors import PlanRefused, QuorumLost, ReplyRejected
 from cloister_shared.plan import StudyPlan
 from cloister_shared.schema import numbers
-from cloister_shared.tasks.layout import Layout, flatten, initial_model, layout_of, tensors
+from cloister_shared.tasks.layout import Layout, gathered, initial_model, layout_of
 from cloister_shared.wire import ReplyHeader, unpack_reply
 
 Notice = Callable[[RoundRecord], None]
@@ -58,11 +58,8 @@ def open_study(plan: StudyPlan, store: Store, grid: Grid) -> Study:
     layout = layout_of(plan, untrained)
     study = Study(plan, layout, _enrol(plan, layout, grid), store)
     if store.load(plan.digest) is None:
-        store.save(
-            Checkpoint(
-                f"{plan.study}-{secrets.token_hex(4)}"[-64:], plan.digest, 0, flatten(tensors(untrained, layout.shared))
-            )
-        )
+        run = f"{plan.study}-{secrets.token_hex(4)}"[-64:]
+        store.save(Checkpoint(run, plan.digest, 0, gathered(untrained, layout.shared)))
     if plan.normalisation.method == "federated" and study.checkpoint().normalisation is None:
         store.save(replace(study.checkpoint(), normalisation=_federated_constants(study, grid)))
     return study

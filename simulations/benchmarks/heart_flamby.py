@@ -35,7 +35,7 @@ from cloister_client.train import train
 from cloister_server.store import Store
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend
-from cloister_shared.tasks.layout import fill, initial_model, layout_of, tensors
+from cloister_shared.tasks.layout import gathered, initial_model, layout_of
 from cloister_shared.tasks.zoo import task_of
 from cloister_simulations.federation import Arm, Options, plan_for, run_federated
 from cloister_simulations.hospitals import build, data_folder
@@ -105,7 +105,7 @@ def trained(plan: StudyPlan, folder: Path) -> nn.Module:
     model, checkpoint = initial_model(plan), Store(folder).load(plan.digest)
     assert checkpoint
     assert checkpoint.round == plan.rounds
-    fill(tensors(model, layout_of(plan, model).shared), checkpoint.model)
+    gathered(model, layout_of(plan, model).shared)[:] = checkpoint.model
     return model
 
 

@@ -13,7 +13,6 @@ from cloister_client.dataset import Dataset, QualityReport, Rows
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend, read_plan
 from cloister_shared.schema import columns
-from cloister_shared.tasks.layout import flatten
 from cloister_shared.wire import Ticket, TicketHeader
 
 PLAN = """\
@@ -115,4 +114,4 @@ def recorder() -> Callable[..., SimpleNamespace]:
 @pytest.fixture
 def flat() -> Callable[[torch.nn.Module], np.ndarray]:
     """A model's parameters as one vector."""
-    return lambda model: flatten(list(model.state_dict().values()))
+    return lambda model: torch.cat([part.flatten() for part in model.state_dict().values()]).numpy()

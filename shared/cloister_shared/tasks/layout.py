@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -53,32 +52,14 @@ def initial_model(plan: StudyPlan) -> nn.Module:
         return task_of(plan).model(plan)
 
 
-def tensors(model: nn.Module, entries: Entries) -> list[Tensor]:
-    """The model's own parameters and buffers of those names; writing into them changes the model."""
-    state = model.state_dict()
-    return [state[name] for name, _ in entries]
+def gathered(model: nn.Module, entries: Entries) -> NDArray[np.float32]:
+    """Move the model's parameters and buffers of those names into one vector, where the model lives from then on.
 
-
-def flatten(parts: Sequence[Tensor]) -> NDArray[np.float32]:
-    """Tensors as one float32 vector, a copy."""
-    return torch.cat([part.reshape(-1) for part in parts]).numpy() if parts else np.empty(0, dtype=np.float32)
-
-
-@torch.no_grad()
-def fill(parts: Sequence[Tensor], vector: NDArray[np.float32]) -> None:
-    """Write a vector into the tensors that it was made of.
-
-    Raises:
-        ValueError: the vector has another length.
+    Whatever writes into the vector changes the model, and the other way round.
     """
-    if vector.size != sum(part.numel() for part in parts):
-        raise ValueError("the vector has another length than the model's parameters")
-    # A writable copy: torch warns about the read-only bytes of a message.
-    for part, values in zip(parts, split(torch.from_numpy(np.array(vector)), parts), strict=True):
-        part.copy_(values)
-
-
-def split(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """A flat vector as tensors of these shapes."""
-    parts = torch.split(vector, [part.numel() for part in like])
-    return [part.view_as(shape) for part, shape in zip(parts, like, strict=True)]
+    state: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    parts = [state[name] for name, _ in entries]
+    vector = torch.cat([part.detach().reshape(-1) for part in parts]) if parts else torch.empty(0)
+    for part, place in zip(parts, torch.split(vector, [size for _, size in entries]), strict=True):
+        part.data = place.view_as(part)
+    return vector.numpy()
