@@ -19,6 +19,7 @@ from cloister_client.answers import Answers, LocalState
 from cloister_client.dataset import Dataset, Rows, normalised
 from cloister_client.evaluate import at_a_glance, in_full, risks
 from cloister_client.ledger import Ledger, Release
+from cloister_client.network import Network
 from cloister_client.privacy import (
     Entropy,
     Mechanism,
@@ -50,8 +51,10 @@ class Site:
         """``folder`` keeps the ledger and the answers. ``noise_seed`` voids privacy; simulations alone pass it."""
         self.plan, self.dataset, self.name = plan, dataset, dataset.quality.site
         self._digest = plan.digest  # taken once: every ticket is held against it
-        self.task, self.model = task_of(plan), initial_model(plan)
-        self.layout = layout_of(plan, self.model)
+        model = initial_model(plan)
+        self.layout = layout_of(plan, model)
+        self._shared, self._local = gathered(model, self.layout.shared), gathered(model, self.layout.local)
+        self.network = Network(model, task_of(plan))
         folder.mkdir(parents=True, exist_ok=True)
         self.answers, self.local = Answers(folder), LocalState(folder)
         self.ledger = Ledger(folder / "ledger.sqlite") if plan.private else None
@@ -59,7 +62,6 @@ class Site:
         self._entropy: Entropy = os.urandom
         self._constants: tuple[tuple[float, float], ...] | None = None
         self._private: Mechanism | None = None
-        self._shared, self._local = gathered(self.model, self.layout.shared), gathered(self.model, self.layout.local)
         self._initial_local = self._local.copy()
         self._keeps = bool(self.layout.local) or isinstance(plan.strategy, Scaffold)
 
@@ -94,18 +96,18 @@ class Site:
         train_rows, test_rows = self._rows(ticket)
         self._load(ticket, self.local.before(ticket.header.run, self.plan.rounds + 1))
         terms, seed = self.plan.evaluation, self.plan.seed
-        found = {"final": in_full(self.model, self.task, test_rows, terms, seed)}
+        found = {"final": in_full(self.network, test_rows, terms, seed)}
         if steps := self.plan.personalisation.fine_tune_steps:
             mechanism = self._plain(train_rows, ticket)
-            train(self.model, mechanism.gradient, self.plan.training, steps)
-            found["fine-tuned"] = in_full(self.model, self.task, test_rows, terms, seed)
+            train(self.network.parameters, mechanism.gradient, self.plan.training, steps)
+            found["fine-tuned"] = in_full(self.network, test_rows, terms, seed)
         return self._reply(ticket, {}, estimates={name: _plain_values(metrics) for name, metrics in found.items()})
 
     def final_risks(self, ticket: Ticket) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Outcomes and predicted risks of the held-out rows. For simulations: no message ever carries them."""
         _, test_rows = self._rows(ticket)
         self._load(ticket, self.local.before(ticket.header.run, self.plan.rounds + 1))
-        return test_rows.y.numpy().astype(float), risks(self.model, self.task, test_rows)
+        return test_rows.y.numpy().astype(float), risks(self.network, test_rows)
 
     # --- a round -------------------------------------------------------------------------------------------
     def _train(self, ticket: Ticket) -> Reply:
@@ -113,15 +115,14 @@ class Site:
         train_rows, test_rows = self._rows(ticket)
         kept = (self.local.before(run, number) or {}) if self._keeps else {}
         start = self._load(ticket, kept)
-        judged = at_a_glance(self.model, self.task, test_rows, plan.evaluation)
+        judged = at_a_glance(self.network, test_rows, plan.evaluation)
         mechanism = self._mechanism(train_rows, ticket)
         if mechanism.event:
             self._commit(ticket, mechanism.event)
         pull = plan.strategy.mu if isinstance(plan.strategy, FedProx) else 0.0
         correction = self._correction(ticket, kept) if isinstance(plan.strategy, Scaffold) else None
-        train(
-            self.model, mechanism.gradient, plan.training, plan.training.local_steps, pull=pull, correction=correction
-        )
+        terms, parameters = plan.training, self.network.parameters
+        train(parameters, mechanism.gradient, terms, terms.local_steps, pull=pull, correction=correction)
         vectors: Vectors = {"update": self._shared - start}
         keep: Vectors = {"layers": self._local} if self.layout.local else {}
         if correction is not None:
@@ -140,7 +141,7 @@ class Site:
         parts = {name: part for (name, _), part in zip(self.layout.shared, values, strict=True)}
         return [
             parts[name].view_as(parameter) if name in parts else torch.zeros_like(parameter)
-            for name, parameter in self.model.named_parameters()
+            for name, parameter in self.network.model.named_parameters()
         ]
 
     def _mechanism(self, rows: Rows, ticket: Ticket) -> Mechanism:
@@ -148,14 +149,14 @@ class Site:
             return self._plain(rows, ticket)
         self._entropy = self._draw_from(ticket)
         if self._private is None:
-            self._private = dp_sgd(self.model, self.task, rows, self.plan, self._bytes)
+            self._private = dp_sgd(self.network.model, self.network.task, rows, self.plan, self._bytes)
         return self._private
 
     def _plain(self, rows: Rows, ticket: Ticket) -> Mechanism:
         """Batches that depend on seed, hospital and round alone, so that a round can be done over."""
         digest = hashlib.sha256(f"{self.plan.seed}|{self.name}|{ticket.header.round}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
-        return plain(self.model, self.task, rows, self.plan.training.batch_size, generator)
+        return plain(self.network, rows, self.plan.training.batch_size, generator)
 
     # --- what every request passes through -------------------------------------------------------------------
     def check(self, ticket: Ticket, kind: str) -> None:

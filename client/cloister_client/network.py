@@ -1,12 +1,10 @@
-"""A network's output and gradient; Linear layers with ReLU between them need no autograd.
+"""A model with its task: output and gradient. Linear layers with ReLU between them need no autograd.
 
 On a small hospital's batch autograd's bookkeeping is most of the work. What such a network computes is a few matrix
 products, and numpy does them on the very same weights. Any other network is left to torch.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -16,63 +14,59 @@ from torch import Tensor, nn
 from cloister_shared.tasks.zoo import Task
 
 Values = NDArray[np.float32]
-Weights = list[tuple[Values, Values]]
-"""Weight and bias of each Linear layer: views of the parameters, so what changes these changes those."""
 
 _QUIET = np.errstate(over="ignore", invalid="ignore")  # as torch: what is not finite is refused where it arrives
 
 
-def output(model: nn.Module, x: Tensor) -> Tensor:
-    """What the model says of these rows when it is not in training."""
-    if weights := _dense(model):
-        return torch.from_numpy(_forward(weights, x.numpy())[-1])
-    model.eval()
-    with torch.no_grad():
-        return model(x)
+class Network:
+    """A model whose parameters stay where they are: they may be written, not moved."""
 
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        self.model, self.task, self.parameters = model, task, list(model.parameters())
+        views = [parameter.detach().numpy() for parameter in self.parameters] if _is_dense(model) else []
+        self._layers = list(zip(views[::2], views[1::2], strict=True))  # weight and bias of each
 
-def backward_of(model: nn.Module, task: Task) -> Callable[[Tensor, Tensor], None]:
-    """What leaves the gradient of the mean loss over given rows in each parameter's ``grad``."""
-    weights, parameters = _dense(model), list(model.parameters())
+    def output(self, x: Tensor) -> Tensor:
+        """What the model says of these rows when it is not in training."""
+        if self._layers:
+            return torch.from_numpy(self._forward(x.numpy())[-1])
+        self.model.eval()
+        with torch.no_grad():
+            return self.model(x)
+
+    def backward(self, x: Tensor, y: Tensor) -> None:
+        """Leave the gradient of the mean loss over these rows in each parameter's ``grad``."""
+        if self._layers:
+            for parameter, gradient in zip(self.parameters, self._gradients(x.numpy(), y.numpy()), strict=True):
+                parameter.grad = torch.from_numpy(gradient)
+            return
+        self.model.train()
+        self.model.zero_grad(set_to_none=True)
+        self.task.loss(self.model(x), y).backward()
 
     @_QUIET
-    def by_hand(x: Tensor, y: Tensor) -> None:
-        *incoming, said = _forward(weights, x.numpy())
-        slope = task.slope(said, y.numpy())
-        gradients: list[Values] = []  # from the last to the first
-        for (weight, _), came in zip(reversed(weights), reversed(incoming), strict=True):
-            gradients += [slope.sum(axis=0), slope.T @ came]
-            if came is not incoming[0]:
+    def _gradients(self, x: Values, y: Values) -> list[Values]:
+        *incoming, said = self._forward(x)
+        slope, found = self.task.slope(said, y), list[Values]()
+        for (weight, _), came in zip(reversed(self._layers), reversed(incoming), strict=True):
+            found[:0] = slope.T @ came, slope.sum(axis=0)
+            if came is not x:
                 slope = np.where(came <= 0, 0, slope @ weight)
-        for parameter, gradient in zip(reversed(parameters), gradients, strict=True):
-            parameter.grad = torch.from_numpy(gradient)
+        return found
 
-    def by_autograd(x: Tensor, y: Tensor) -> None:
-        model.train()
-        model.zero_grad(set_to_none=True)
-        task.loss(model(x), y).backward()
+    @_QUIET
+    def _forward(self, x: Values) -> list[Values]:
+        """What comes into each layer, and at the end the output."""
+        values = [x]
+        for weight, bias in self._layers:
+            if values[-1] is not x:
+                values[-1] = np.maximum(values[-1], 0)
+            values.append(values[-1] @ weight.T + bias)
+        return values
 
-    return by_hand if weights else by_autograd
 
-
-def _dense(model: nn.Module) -> Weights:
-    """The weights of a network that is Linear, ReLU, Linear, …, Linear; none of another one."""
+def _is_dense(model: nn.Module) -> bool:
+    """Whether it is Linear, ReLU, Linear, …, Linear, each with a bias and parameters of its own."""
     layers = list(model) if type(model) is nn.Sequential else []
-    if [type(layer) for layer in layers] != [nn.Linear, *[nn.ReLU, nn.Linear] * (len(layers) // 2)]:
-        return []
-    parameters = [parameter.detach().numpy() for parameter in model.parameters()]
-    if len(parameters) != len(layers) + 1:
-        return []  # a bias is missing, or a layer stands twice
-    return list(zip(parameters[::2], parameters[1::2], strict=True))
-
-
-@_QUIET
-def _forward(weights: Weights, x: Values) -> list[Values]:
-    """What comes into each layer, and at the end the output."""
-    values = [x]
-    for weight, bias in weights:
-        came = values[-1]
-        if came is not x:
-            came = values[-1] = np.maximum(came, 0)
-        values.append(came @ weight.T + bias)
-    return values
+    alternating = [type(layer) for layer in layers] == [nn.Linear, *[nn.ReLU, nn.Linear] * (len(layers) // 2)]
+    return alternating and len(list(model.parameters())) == len(layers) + 1

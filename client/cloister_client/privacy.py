@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cloister_client.dataset import Rows
-from cloister_client.network import backward_of
+from cloister_client.network import Network
 from cloister_shared.budget import Event, calibrate
 from cloister_shared.errors import PlanRefused
 from cloister_shared.plan import Privacy, StudyPlan
@@ -59,13 +59,13 @@ def gaussians(entropy: Entropy, count: int) -> NDArray[np.float64]:
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
 
 
-def plain(model: nn.Module, task: Task, rows: Rows, batch_size: int, generator: torch.Generator) -> Mechanism:
+def plain(network: Network, rows: Rows, batch_size: int, generator: torch.Generator) -> Mechanism:
     """Ordinary mini-batches over shuffled epochs; an epoch goes on where the last step left it."""
-    backward, batches = backward_of(model, task), _epochs(len(rows), batch_size, generator)
+    batches = _epochs(len(rows), batch_size, generator)
 
     def gradient() -> None:
         batch = next(batches)
-        backward(rows.x[batch], rows.y[batch])
+        network.backward(rows.x[batch], rows.y[batch])
 
     return Mechanism(gradient, None)
 

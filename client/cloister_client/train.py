@@ -39,7 +39,7 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], Training], Step]] = {"sgd": 
 
 
 def train(
-    model: nn.Module,
+    parameters: list[nn.Parameter],
     gradient: Gradient,
     terms: Training,
     steps: int,
@@ -52,7 +52,6 @@ def train(
     ``pull`` is FedProx's mu: each step is drawn back to where the round began. ``correction`` is SCAFFOLD's
     c - c_i, one tensor for each parameter. Both are added after the noise; neither looks at a row.
     """
-    parameters = list(model.parameters())
     step = OPTIMIZERS[terms.optimizer](parameters, terms)
     began = [parameter.detach().clone() for parameter in parameters] if pull else []
     for _ in range(steps):

@@ -30,6 +30,7 @@ from cloister_client.app import own_constants
 from cloister_client.connectors.table import open_table
 from cloister_client.dataset import Dataset, Rows, load_dataset, normalised
 from cloister_client.evaluate import risks
+from cloister_client.network import Network
 from cloister_client.privacy import plain
 from cloister_client.train import train
 from cloister_server.store import Store
@@ -121,7 +122,7 @@ def at_hospitals(plan: StudyPlan, model: nn.Module, datasets: Mapping[str, Datas
 
 
 def accuracy(plan: StudyPlan, model: nn.Module, test: Rows) -> float:
-    return float(np.mean((risks(model, task_of(plan), test) >= 0.5) == (test.y.numpy() == 1)))
+    return float(np.mean((risks(Network(model, task_of(plan)), test) >= 0.5) == (test.y.numpy() == 1)))
 
 
 def constants_of(rows: Rows) -> tuple[tuple[float, float], ...]:
@@ -133,13 +134,13 @@ def pooled(plan: StudyPlan, datasets: Mapping[str, Dataset]) -> dict[str, float]
     """One model on all rows; judged on all test rows, and on each hospital's as that hospital scales them."""
     everyone, tests = (_together([getattr(d, part) for d in datasets.values()]) for part in ("train", "test"))
     columns, constants = datasets[HOSPITALS[0]].columns, constants_of(everyone)
-    rows, task, model = normalised(everyone, columns, constants), task_of(plan), initial_model(plan)
+    rows, network = normalised(everyone, columns, constants), Network(initial_model(plan), task_of(plan))
     terms = plan.training.model_copy(update={"optimizer": "adam", "learning_rate": 0.001})
     steps = EPOCHS_POOLED * math.ceil(len(rows) / terms.batch_size)
     generator = torch.Generator().manual_seed(plan.seed)
-    train(model, plain(model, task, rows, terms.batch_size, generator).gradient, terms, steps)
-    everywhere = accuracy(plan, model, normalised(tests, columns, constants))
-    return {"pooled test": everywhere, **at_hospitals(plan, model, datasets)}
+    train(network.parameters, plain(network, rows, terms.batch_size, generator).gradient, terms, steps)
+    everywhere = accuracy(plan, network.model, normalised(tests, columns, constants))
+    return {"pooled test": everywhere, **at_hospitals(plan, network.model, datasets)}
 
 
 def _together(parts: list[Rows]) -> Rows:

@@ -21,6 +21,7 @@ from cloister_client.app import Site, own_constants
 from cloister_client.connectors.table import open_table
 from cloister_client.dataset import Dataset, Rows, load_dataset, normalised
 from cloister_client.evaluate import at_a_glance, enough, risks
+from cloister_client.network import Network
 from cloister_client.privacy import plain
 from cloister_client.train import train
 from cloister_server.app import Finished, refuse_unbuilt, server_app
@@ -269,17 +270,17 @@ def _train_here(
     plan: StudyPlan, rows: Rows, tests: Mapping[str, Rows], batch: int, rounds: int, arm: Arm, notice: Notice
 ) -> tuple[list[dict[str, float]], dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]]:
     """Train one model in this process; its curve, and outcomes and risks of each hospital's held-out rows."""
-    task, model = task_of(plan), initial_model(plan)
+    network = Network(initial_model(plan), task_of(plan))
     generator = torch.Generator().manual_seed(plan.seed)
-    mechanism = plain(model, task, rows, batch, generator)
+    mechanism = plain(network, rows, batch, generator)
     curve: list[dict[str, float]] = []
     for number in range(rounds + 1):
-        seen = _mean_metrics(at_a_glance(model, task, test, plan.evaluation) for test in tests.values())
+        seen = _mean_metrics(at_a_glance(network, test, plan.evaluation) for test in tests.values())
         curve.append({"round": number, **seen})
         notice(arm, plan.seed, number, seen)
         if number < rounds:
-            train(model, mechanism.gradient, plan.training, plan.training.local_steps)
-    said = {site: (test.y.numpy().astype(float), risks(model, task, test)) for site, test in tests.items()}
+            train(network.parameters, mechanism.gradient, plan.training, plan.training.local_steps)
+    said = {site: (test.y.numpy().astype(float), risks(network, test)) for site, test in tests.items()}
     return curve, said
 
 

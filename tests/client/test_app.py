@@ -280,7 +280,7 @@ def test_local_layers_stay_and_are_picked_up_again(open_site, ticket_for, plan_w
     assert names == ["hidden_0.weight", "hidden_0.bias", "head.weight", "head.bias"]
     reply = site.train(ticket_for(site, 1))
     assert reply.vectors["update"].size == site.layout.size
-    after = site.model.state_dict()["norm_0.weight"].clone()
+    after = site.network.model.state_dict()["norm_0.weight"].clone()
     assert not torch.equal(after, torch.ones(4))
     restarted = open_site(plan)
     kept = restarted.local.before("run-1", 2)["layers"]
@@ -294,7 +294,7 @@ def test_an_update_is_where_training_ended_less_where_it_began(open_site, ticket
     site = open_site(plan_with())
     ticket = ticket_for(site)
     reply = site.train(ticket)
-    np.testing.assert_array_equal(reply.vectors["update"], flat(site.model) - ticket.vectors["model"])
+    np.testing.assert_array_equal(reply.vectors["update"], flat(site.network.model) - ticket.vectors["model"])
     assert (reply.header.run, reply.header.round, reply.header.site) == ("run-1", 1, "st-marys")
     assert (reply.header.layout, reply.header.rows) == (site.layout.digest, 24)
 
