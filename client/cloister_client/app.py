@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -229,7 +230,7 @@ class Site:
 
     def _rows(self, ticket: Ticket) -> tuple[Rows, Rows]:
         """Training and held-out rows, centred and scaled; the constants may not change within a run."""
-        constants = ticket.header.normalisation if self.plan.normalisation.method == "federated" else self.constants()
+        constants = ticket.header.normalisation if self.plan.normalisation.method == "federated" else self.constants
         if constants is None:
             raise TicketRefused("The ticket lacks the federated statistics.", mend="Correct the coordinator.")
         if self._constants is None:
@@ -241,6 +242,7 @@ class Site:
             raise TicketRefused("The federated statistics changed within the run.", mend="Start a new run.")
         return self._train_rows, self._test_rows
 
+    @cached_property
     def constants(self) -> tuple[tuple[float, float], ...]:
         """Centre and scale of each number column, from the plan or from this hospital's own training rows."""
         at = [i for i, c in enumerate(self.dataset.columns) if c.kind == "number" and not c.absent]

@@ -14,7 +14,7 @@ Step = Callable[[], None]
 
 
 def sgd(parameters: list[nn.Parameter], terms: Training) -> Step:
-    """What torch.optim.SGD computes, without its bookkeeping, which is a quarter of a small model's step."""
+    """What torch.optim.SGD computes, without its bookkeeping, which takes longer than a small model's step."""
     velocity: dict[nn.Parameter, Tensor] = {}
 
     def step() -> None:

@@ -7,7 +7,7 @@ exactly as one that was not.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ class Store:
         if record:
             with self._rounds.open("a", encoding="utf-8") as lines:
                 # The line break comes first, so that a line torn by a kill spoils only itself.
-                lines.write("\n" + json.dumps(asdict(record)))
+                lines.write("\n" + json.dumps(vars(record)))
         header = {
             "run": checkpoint.run,
             "plan": checkpoint.plan,

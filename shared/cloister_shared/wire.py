@@ -88,7 +88,10 @@ class Reply:
 
 def pack_vectors(vectors: Mapping[str, Vector]) -> ArrayRecord:
     """Float32 vectors as Flower arrays. One record may stand in many messages: nobody can change its bytes."""
-    return ArrayRecord({name: _array(vector) for name, vector in vectors.items()})
+    record = ArrayRecord()  # its constructor would make every array a second time
+    for name, vector in vectors.items():
+        record[name] = _array(vector)
+    return record
 
 
 def pack(header: TicketHeader | ReplyHeader, vectors: ArrayRecord) -> RecordDict:
