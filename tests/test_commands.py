@@ -25,7 +25,7 @@ def test_a_coordinator_reads_what_a_plan_promises(plan):
     done = CliRunner().invoke(coordinator, ["check", str(plan)])
     assert done.exit_code == 0
     assert "record-level, epsilon 3 at delta 1e-05" in done.output
-    assert "OFF: the coordinator sees each hospital's update" in done.output
+    assert "on: the coordinator sees only the sum" in done.output
 
 
 def test_a_hospital_reads_its_quality_report_and_its_noise(plan, tmp_path):

@@ -30,14 +30,29 @@ from cloister_client.privacy import (
     reproducible,
     statistics_event,
 )
+from cloister_client.secure import MIN_COHORT, SecureSum
 from cloister_client.train import train
 from cloister_shared.budget import Event
+from cloister_shared.envelope import read_identity, read_roster
 from cloister_shared.errors import CloisterError, TicketRefused
 from cloister_shared.plan import FedProx, Scaffold, StudyPlan
 from cloister_shared.tasks.layout import gathered, initial_model, layout_of
 from cloister_shared.tasks.metrics import Estimate
 from cloister_shared.tasks.zoo import task_of
-from cloister_shared.wire import Reply, ReplyHeader, Ticket, Vectors, pack, pack_vectors, unpack_ticket
+from cloister_shared.wire import (
+    Reply,
+    ReplyHeader,
+    Ticket,
+    UnmaskHeader,
+    Vectors,
+    pack,
+    pack_vectors,
+    unpack_ticket,
+    unpack_unmask,
+)
+
+Estimates = dict[str, dict[str, tuple[float | None, float | None, float | None]]]
+"""Of each model, the value and interval of each metric."""
 
 log = logging.getLogger("cloister.site")
 
@@ -48,8 +63,19 @@ REFUSED, FAILED = 1001, 1002
 class Site:
     """One hospital in one study: the plan it approved, its rows, its model, and what it must remember."""
 
-    def __init__(self, plan: StudyPlan, dataset: Dataset, folder: Path, *, noise_seed: int | None = None) -> None:
-        """``folder`` keeps the ledger and the answers. ``noise_seed`` voids privacy; simulations alone pass it."""
+    def __init__(
+        self,
+        plan: StudyPlan,
+        dataset: Dataset,
+        folder: Path,
+        *,
+        min_cohort: int = MIN_COHORT,
+        noise_seed: int | None = None,
+    ) -> None:
+        """``folder`` keeps the ledger, the answers and, for secure sums, ``identity.key`` and ``roster.json``.
+
+        ``min_cohort`` is the hospital's own policy. ``noise_seed`` voids privacy; simulations alone pass it.
+        """
         self.plan, self.dataset, self.name = plan, dataset, dataset.quality.site
         self._digest = plan.digest  # taken once: every ticket is held against it
         model = initial_model(plan)
@@ -65,20 +91,32 @@ class Site:
         self._private: Mechanism | None = None
         self._initial_local = self._local.copy()
         self._keeps = bool(self.layout.local) or isinstance(plan.strategy, Scaffold)
+        self.secure = None
+        if plan.aggregation.secure_sum:
+            identity, roster = read_identity(folder / "identity.key"), read_roster(folder / "roster.json")
+            self.secure = SecureSum(plan, self._digest, self.name, identity, roster, min_cohort, folder)
 
-    # --- the four things a coordinator can ask ---------------------------------------------------------------
+    # --- the things a coordinator can ask ---------------------------------------------------------------
     def enrol(self) -> ReplyHeader:
         """Who this is, and the order of parameters it will speak in."""
-        return ReplyHeader(
-            run="enrol", round=0, site=self.name, layout=self.layout.digest, rows=len(self.dataset.train)
-        )
+        return ReplyHeader(run="enrol", round=0, site=self.name, layout=self.layout.digest)
+
+    def advertise(self, ticket: Ticket) -> Reply:
+        """This hospital's signed key for the secure sums of a run."""
+        assert self.secure, "check refuses it otherwise"
+        header = ReplyHeader(run=ticket.header.run, round=0, site=self.name, signed=self.secure.advert(ticket.header))
+        return Reply(header)
 
     def statistics(self, ticket: Ticket) -> Reply:
-        """Noisy sums of the number features over this hospital's training rows, for federated normalisation."""
-        if self.plan.normalisation.method != "federated":
+        """Noisy sums of the number features over this hospital's training rows, and under the secure sum its rows."""
+        federated = self.plan.normalisation.method == "federated"
+        weighted = self.secure is not None and self.plan.aggregation.weights == "rows"
+        if not federated and not weighted:
             raise TicketRefused("The plan does not ask for federated statistics.", mend="Correct the coordinator.")
 
         def work() -> Reply:
+            if not federated:
+                return self._reply(ticket, {})
             at = [i for i, c in enumerate(self.dataset.columns) if c.kind == "number" and not c.absent]
             event = statistics_event(self.plan)
             if event:
@@ -94,6 +132,10 @@ class Site:
 
     def evaluate(self, ticket: Ticket) -> Reply:
         """Every metric of the final model on the held-out rows, and of its fine-tuned copy if the plan has one."""
+        return self._once(ticket, lambda: self._reply(ticket, {}, estimates=self.judge(ticket)))
+
+    def judge(self, ticket: Ticket) -> Estimates:
+        """What ``evaluate`` says, as this hospital's own people may read it."""
         train_rows, test_rows = self._rows(ticket)
         self._load(ticket, self.local.before(ticket.header.run, self.plan.rounds + 1))
         terms, seed = self.plan.evaluation, self.plan.seed
@@ -102,7 +144,15 @@ class Site:
             mechanism = self._plain(train_rows, ticket)
             train(self.network.parameters, mechanism.gradient, self.plan.training, steps)
             found["fine-tuned"] = in_full(self.network, test_rows, terms, seed)
-        return self._reply(ticket, {}, estimates={name: _plain_values(metrics) for name, metrics in found.items()})
+        return {name: _plain_values(metrics) for name, metrics in found.items()}
+
+    def unmask(self, request: UnmaskHeader) -> Reply:
+        """Help to open a round's sum."""
+        if self.secure is None or request.site != self.name:
+            raise TicketRefused(
+                f"{self.name} has nothing to unmask for {request.site}.", mend="Correct the coordinator."
+            )
+        return self.secure.unmask(request)
 
     def final_risks(self, ticket: Ticket) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Outcomes and predicted risks of the held-out rows. For simulations: no message ever carries them."""
@@ -174,12 +224,12 @@ class Site:
             )
         if header.site != self.name:
             raise TicketRefused(f"The ticket is addressed to {header.site}.", mend=f"This is {self.name}.")
-        rounds = {"statistics": range(1), "train": range(1, plan.rounds + 1)}
+        rounds = {"advertise": range(1), "statistics": range(1), "train": range(1, plan.rounds + 1)}
         if header.round not in rounds.get(kind, range(plan.rounds + 1, plan.rounds + 2)):
             raise TicketRefused(
                 f"Round {header.round} of {plan.rounds} has no work called {kind}.", mend="Correct the coordinator."
             )
-        wanted = {"statistics": set[str](), "train": {"model", "control"}}.get(kind, {"model"})
+        wanted = {"train": {"model", "control"}, "evaluate": {"model"}}.get(kind, set[str]())
         if not isinstance(plan.strategy, Scaffold):
             wanted -= {"control"}
         if set(ticket.vectors) != wanted:
@@ -193,20 +243,25 @@ class Site:
                 raise TicketRefused(
                     f"The ticket's {name} is not {self.layout.size} finite numbers.", mend="Correct the coordinator."
                 )
+        if kind == "advertise" and self.secure is None:
+            raise TicketRefused("The plan has no secure sum.", mend="Correct the coordinator.")
+        if kind != "advertise" and self.secure:
+            self.secure.admit(ticket)
 
     def _once(self, ticket: Ticket, work: Callable[[], Reply]) -> Reply:
         """Do the work, or repeat the answer this very ticket already had.
 
-        An answer is on disk before it is sent, so a noisy update exists once however often it is asked for.
+        An answer is on disk before it is sent, so a noisy update exists once however often it is asked for, and
+        one mask never hides two updates.
         """
-        if not (self.plan.private or self._keeps):
+        if not (self.plan.private or self._keeps or self.secure):
             return work()
         digest = ticket.digest
-        if answer := self.answers.find(ticket.header.run, digest):
-            return answer
-        reply = work()
-        self.answers.save(digest, reply)
-        return reply
+        reply = self.answers.find(ticket.header.run, digest)
+        if reply is None:
+            reply = work()
+            self.answers.save(digest, reply)
+        return self.secure.mask(ticket, reply) if self.secure else reply
 
     def _commit(self, ticket: Ticket, event: Event) -> None:
         terms = self.plan.privacy
@@ -262,7 +317,7 @@ class Site:
         ticket: Ticket,
         vectors: Vectors,
         metrics: dict[str, float | None] | None = None,
-        estimates: dict[str, dict[str, tuple[float | None, float | None, float | None]]] | None = None,
+        estimates: Estimates | None = None,
     ) -> Reply:
         header = ReplyHeader(
             run=ticket.header.run,
@@ -290,8 +345,8 @@ def client_app(open_site: Callable[[Context], Site]) -> ClientApp:
     def guarded(message: Message, work: Callable[[], ReplyHeader | Reply]) -> Message:
         try:
             said = work()
-            header, vectors = (said, {}) if isinstance(said, ReplyHeader) else (said.header, said.vectors)
-            return Message(pack(header, pack_vectors(vectors)), reply_to=message)
+            said = Reply(said) if isinstance(said, ReplyHeader) else said
+            return Message(pack(said.header, pack_vectors(said.vectors, said.octets)), reply_to=message)
         except CloisterError as refusal:
             log.warning("refused: %s", refusal)
             return Message(Error(code=REFUSED, reason=refusal.abroad or str(refusal)), reply_to=message)
@@ -312,6 +367,14 @@ def client_app(open_site: Callable[[Context], Site]) -> ClientApp:
     @app.query("enrol")
     def enrol(message: Message, context: Context) -> Message:
         return guarded(message, lambda: open_site(context).enrol())
+
+    @app.query("advertise")
+    def advertise(message: Message, context: Context) -> Message:
+        return answer(message, context, Site.advertise)
+
+    @app.query("unmask")
+    def unmask(message: Message, context: Context) -> Message:
+        return guarded(message, lambda: open_site(context).unmask(unpack_unmask(message.content)))
 
     @app.query("statistics")
     def statistics(message: Message, context: Context) -> Message:

@@ -9,26 +9,34 @@ from dataclasses import dataclass, replace
 import numpy as np
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
+from numpy.typing import NDArray
 
 from cloister_server.cohort import enrol
-from cloister_server.rounds import Study, ask, collect, run_round, send
+from cloister_server.rounds import Study, ask, ask_all, collect, run_round, send, ticket
 from cloister_server.store import Checkpoint, Constants, RoundRecord, Store
-from cloister_shared.errors import PlanRefused, QuorumLost, ReplyRejected
+from cloister_server.total import require_quorum
+from cloister_shared import tally
+from cloister_shared.envelope import read_roster
+from cloister_shared.errors import EnvelopeRefused, ReplyRejected
 from cloister_shared.plan import StudyPlan
 from cloister_shared.schema import numbers
+from cloister_shared.tally import Numbers
 from cloister_shared.tasks.layout import Layout, gathered, initial_model, layout_of
-from cloister_shared.wire import ReplyHeader, unpack_reply
+from cloister_shared.wire import Advert, ReplyHeader, read_signed, unpack_reply
 
 Notice = Callable[[RoundRecord], None]
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A study after its last round: the final model and each hospital's own judgement of it."""
+    """A study after its last round: the final model, and how the hospitals judge it."""
 
     checkpoint: Checkpoint
     enrolled: tuple[str, ...]
     judged: dict[str, ReplyHeader]
+    """Each hospital's own judgement; empty under the secure sum."""
+    numbers: Numbers
+    """Under the secure sum: each metric's mean over the hospitals."""
     silent: dict[str, str]
 
 
@@ -36,46 +44,66 @@ def run_study(plan: StudyPlan, store: Store, grid: Grid, notice: Notice = lambda
     """Open or resume a study and run it to its end. A round begins from the checkpoint of the one before.
 
     Raises:
-        PlanRefused: the plan asks for what this version cannot give.
         CohortTooSmall, QuorumLost: too few hospitals; what was reached is kept.
     """
     study = open_study(plan, store, grid)
     for number in range(study.checkpoint().round + 1, plan.rounds + 1):
         notice(run_round(study, number, grid))
     judged: dict[str, ReplyHeader] = {}
+    if plan.aggregation.secure_sum:
+        mean = ask_all(study, plan.rounds + 1, grid)
+        return Finished(study.checkpoint(), tuple(study.enrolled), judged, mean.numbers, mean.rejected)
 
     def accept(site: str, message: Message) -> None:
         judged[site] = unpack_reply(message.content).header
 
-    silent = collect(grid, send(study, plan.rounds + 1, grid, "evaluate"), plan.round_timeout, accept)
-    return Finished(study.checkpoint(), tuple(study.enrolled), judged, silent)
+    sent = send(study, ticket(study, plan.rounds + 1), grid, "evaluate")
+    silent = collect(grid, sent, plan.round_timeout, accept)
+    return Finished(study.checkpoint(), tuple(study.enrolled), judged, {}, silent)
 
 
 def open_study(plan: StudyPlan, store: Store, grid: Grid) -> Study:
     """Enrol the hospitals and make sure of a checkpoint: the one on disk, or the untrained model's."""
-    refuse_unbuilt(plan)
     untrained = initial_model(plan)
     layout = layout_of(plan, untrained)
-    study = Study(plan, layout, _enrol(plan, layout, grid), store)
+    secure = plan.aggregation.secure_sum
+    roster = read_roster(store.folder / "roster.json") if secure else {}
+    study = Study(plan, layout, _enrol(plan, layout, grid), store, roster)
     if store.load(plan.digest) is None:
         run = f"{plan.study}-{secrets.token_hex(4)}"[-64:]
         store.save(Checkpoint(run, plan.digest, 0, gathered(untrained, layout.shared)))
-    if plan.normalisation.method == "federated" and study.checkpoint().normalisation is None:
-        store.save(replace(study.checkpoint(), normalisation=_federated_constants(study, grid)))
+    if secure:
+        if not study.checkpoint().cohort:
+            store.save(replace(study.checkpoint(), cohort=_adverts(study, grid)))
+        study = replace(study, cohort=study.checkpoint().cohort)
+    now = study.checkpoint()
+    weighted = secure and plan.aggregation.weights == "rows"
+    if (plan.normalisation.method == "federated" and now.normalisation is None) or (weighted and not now.total_rows):
+        store.save(_opening(study, grid))
     return study
 
 
-def refuse_unbuilt(plan: StudyPlan) -> None:
-    """Refuse what a plan may ask for and this version cannot give.
+def _adverts(study: Study, grid: Grid) -> dict[str, str]:
+    """Each hospital's signed key for this run: the cohort of all its secure sums.
 
     Raises:
-        PlanRefused: names it.
+        QuorumLost: too few hospitals gave one.
     """
-    if plan.aggregation.secure_sum:
-        raise PlanRefused(
-            "aggregation.secure_sum is on, and this version cannot add up encrypted updates yet.",
-            mend="Write aggregation.secure_sum: false; the coordinator then sees each hospital's update.",
-        )
+    given: dict[str, str] = {}
+
+    def accept(site: str, message: Message) -> None:
+        envelope = unpack_reply(message.content).header.signed
+        try:
+            said = read_signed(envelope, Advert, study.roster)
+        except EnvelopeRefused as refusal:
+            raise ReplyRejected(refusal.said) from None
+        if said.site != site:
+            raise ReplyRejected(f"the key is {said.site}'s")
+        given[site] = envelope
+
+    silent = collect(grid, send(study, ticket(study, 0), grid, "query.advertise"), study.plan.round_timeout, accept)
+    require_quorum("Keys for the secure sum", len(given), study.plan.cohort.min_sites, silent)
+    return dict(sorted(given.items()))
 
 
 def _enrol(plan: StudyPlan, layout: Layout, grid: Grid) -> dict[str, int]:
@@ -89,28 +117,40 @@ def _enrol(plan: StudyPlan, layout: Layout, grid: Grid) -> dict[str, int]:
     return enrol(plan, layout.digest, introduced, absent)
 
 
-def _federated_constants(study: Study, grid: Grid) -> Constants:
-    """Centre and scale of each number feature from the hospitals' (noisy) sums: post-processing, costs nothing.
+def _opening(study: Study, grid: Grid) -> Checkpoint:
+    """What must be known of all hospitals before round 1, from their (noisy) sums: round 0.
 
     Raises:
         QuorumLost: too few hospitals gave their sums.
     """
-    plan, features = study.plan, numbers(study.plan.table)
-    total, answered = np.zeros((3, len(features))), list[str]()
+    plan, names = study.plan, tally.statistics(study.plan)
+    total, answered = np.zeros(len(names)), list[str]()
+    if plan.aggregation.secure_sum:
+        mean = ask_all(study, 0, grid)
+        sums = np.array([mean.numbers[name] for name in names], dtype=float)
+        rows = mean.numbers.get("rows")
+        return replace(
+            study.checkpoint(),
+            normalisation=federated_constants(plan, sums) if names else None,
+            total_rows=round(rows) if rows else None,
+        )
 
     def accept(site: str, message: Message) -> None:
         sums = unpack_reply(message.content).vectors.get("statistics")
         if sums is None or sums.size != total.size or not np.isfinite(sums).all():
             raise ReplyRejected(f"the statistics are not {total.size} finite numbers")
-        total[:] += sums.reshape(total.shape)
+        total[:] += sums
         answered.append(site)
 
-    silent = collect(grid, send(study, 0, grid, "query.statistics"), plan.round_timeout, accept)
-    if len(answered) < plan.cohort.min_sites:
-        why = "; ".join(f"{site}: {reason}" for site, reason in silent.items())
-        raise QuorumLost(
-            f"Statistics: {len(answered)} of the {plan.cohort.min_sites} hospitals needed answered ({why})."
-        )
+    silent = collect(grid, send(study, ticket(study, 0), grid, "query.statistics"), plan.round_timeout, accept)
+    require_quorum("Statistics", len(answered), plan.cohort.min_sites, silent)
+    return replace(study.checkpoint(), normalisation=federated_constants(plan, total))
+
+
+def federated_constants(plan: StudyPlan, sums: NDArray[np.float64]) -> Constants:
+    """Centre and scale of each number feature from counts, sums and squares: post-processing, costs nothing."""
+    features = numbers(plan.table)
+    total = sums.reshape(3, len(features))
     ranges = np.array([feature.range for feature in features])
     middle, half = ranges.mean(axis=1), (ranges[:, 1] - ranges[:, 0]) / 2
     count = np.maximum(total[0], 1.0)

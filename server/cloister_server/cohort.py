@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cloister_shared.errors import CohortTooSmall
+from cloister_shared.errors import CohortTooSmall, PlanRefused
 from cloister_shared.plan import StudyPlan
 from cloister_shared.wire import ReplyHeader
 
@@ -16,6 +16,7 @@ def enrol(
 
     Raises:
         CohortTooSmall: fewer than ``cohort.min_sites``; says who is missing and why.
+        PlanRefused: more than ``cohort.max_sites``.
     """
     enrolled = {header.site: node for node, header in introduced.items() if header.layout == layout}
     if len(enrolled) < plan.cohort.min_sites:
@@ -24,5 +25,10 @@ def enrol(
         raise CohortTooSmall(
             f"{len(enrolled)} hospitals can take part in {plan.study}, which needs {plan.cohort.min_sites}: {reasons}",
             mend="Mend these hospitals, or lower cohort.min_sites.",
+        )
+    if len(enrolled) > plan.cohort.max_sites:
+        raise PlanRefused(
+            f"{len(enrolled)} hospitals answered; {plan.study} takes {plan.cohort.max_sites} at most.",
+            mend="Raise cohort.max_sites and have the plan approved again.",
         )
     return dict(sorted(enrolled.items()))

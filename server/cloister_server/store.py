@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cloister_server.total import Glimpse, Mean
 from cloister_shared import durable
 from cloister_shared.errors import CheckpointBroken
+from cloister_shared.tally import Numbers
 
 Constants = tuple[tuple[float, float], ...]
 
@@ -28,10 +30,19 @@ class RoundRecord:
     answered: tuple[str, ...]
     rejected: dict[str, str]
     """Hospital to reason: an odd reply, a refusal, a fault, or no answer before the deadline."""
-    rows: int
+    numbers: Numbers
+    """Means of metrics over the hospitals, and what was counted."""
     update_norm: float
-    metrics: dict[str, dict[str, float | None]]
+    metrics: dict[str, Numbers]
+    """Each hospital's own; empty under the secure sum."""
     seconds: float
+    glimpse: Glimpse | None = None
+
+    @classmethod
+    def of(cls, number: int, mean: Mean, seconds: float) -> RoundRecord:
+        """The round in one line."""
+        norm, seconds = round(mean.norm, 6), round(seconds, 6)
+        return cls(number, mean.answered, mean.rejected, mean.numbers, norm, mean.metrics, seconds, mean.glimpse)
 
 
 @dataclass(frozen=True)
@@ -44,15 +55,20 @@ class Checkpoint:
     model: NDArray[np.float32]
     state: dict[str, NDArray[np.float32]] = field(default_factory=dict[str, NDArray[np.float32]])
     normalisation: Constants | None = None
+    total_rows: int | None = None
+    """Training rows of all hospitals, where a secure sum is weighted by them."""
+    cohort: dict[str, str] = field(default_factory=dict[str, str])
+    """Of a secure sum: each hospital of the run with its signed key, sorted by name."""
 
 
 class Store:
-    """One run's folder: ``checkpoint.safetensors`` and ``rounds.jsonl``."""
+    """One run's folder: ``checkpoint.safetensors``, ``collected.safetensors`` and ``rounds.jsonl``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._checkpoint, self._rounds = folder / "checkpoint.safetensors", folder / "rounds.jsonl"
+        self._collected = folder / "collected.safetensors"
 
     def load(self, plan: str) -> Checkpoint | None:
         """The last checkpoint of the plan with this digest, or None before the first.
@@ -71,21 +87,32 @@ class Store:
         pairs = header["normalisation"]
         normalisation = tuple((float(centre), float(scale)) for centre, scale in pairs) if pairs else None
         model = arrays.pop("model")
-        return Checkpoint(header["run"], header["plan"], header["round"], model, arrays, normalisation)
+        constants = (normalisation, header["total_rows"], header["cohort"])
+        return Checkpoint(header["run"], header["plan"], header["round"], model, arrays, *constants)
 
     def save(self, checkpoint: Checkpoint, record: RoundRecord | None = None) -> None:
         """Append the round's line, then replace the checkpoint, which is what counts."""
         if record:
             with self._rounds.open("a", encoding="utf-8") as lines:
                 # The line break comes first, so that a line torn by a kill spoils only itself.
-                lines.write("\n" + json.dumps(vars(record)))
+                lines.write("\n" + json.dumps(vars(record), default=vars))
         header = {
             "run": checkpoint.run,
             "plan": checkpoint.plan,
             "round": checkpoint.round,
             "normalisation": checkpoint.normalisation,
+            "total_rows": checkpoint.total_rows,
+            "cohort": checkpoint.cohort,
         }
         durable.save(self._checkpoint, header, {"model": checkpoint.model, **checkpoint.state})
+
+    def save_collected(self, header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
+        """Keep a round's masked sum before anybody is asked to open it: hospitals open a round once."""
+        durable.save(self._collected, header, arrays)
+
+    def load_collected(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] | None:
+        """The last masked sum, whichever round it is of."""
+        return durable.load(self._collected) if self._collected.exists() else None
 
     def rounds(self, upto: int | None = None) -> list[dict[str, Any]]:
         """The lines of the rounds that the checkpoint holds; a round that was done over counts once, as last done."""

@@ -1,4 +1,4 @@
-"""Named float32 arrays with a header, in a file that is whole or absent: safetensors, so data, never code."""
+"""Named arrays with a header, in a file that is whole or absent: safetensors, so data, never code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,10 @@ from cloister_shared.errors import CheckpointBroken
 
 Arrays = dict[str, NDArray[np.float32]]
 
+_DTYPES = {"F32": "<f4", "U32": "<u4", "U8": "u1"}
 
-def save(path: Path, header: Mapping[str, Any], arrays: Mapping[str, NDArray[np.float32]]) -> None:
+
+def save(path: Path, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write beside ``path``, flush to disk, then rename over it: a reader sees the old file or the new one."""
     beside = path.with_name(path.name + ".tmp")
     save_file(dict(arrays), beside, metadata={"header": json.dumps(header)})
@@ -30,6 +32,15 @@ def save_text(path: Path, text: str) -> None:
     """The same promise for a text file."""
     beside = path.with_name(path.name + ".tmp")
     beside.write_text(text, encoding="utf-8")
+    replace(beside, path)
+
+
+def save_secret(path: Path, text: str) -> None:
+    """The same for a secret: nobody but the owner can read the file, at any moment."""
+    beside = path.with_name(path.name + ".tmp")
+    beside.unlink(missing_ok=True)  # or it would keep the mode it has
+    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
     replace(beside, path)
 
 
@@ -48,7 +59,7 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def load(path: Path) -> tuple[dict[str, Any], Arrays]:
+def load(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Header and arrays of a file that ``save`` wrote; each array is read once, into memory of its own.
 
     Raises:
@@ -60,18 +71,16 @@ def load(path: Path) -> tuple[dict[str, Any], Arrays]:
             header: dict[str, Any] = json.loads(checked.metadata()["header"])
             names: list[str] = checked.offset_keys()
             parts = [checked.get_slice(name) for name in names]
-            if any(part.get_dtype() != "F32" for part in parts):
-                raise ValueError("an array is not float32")
+            kinds = [_DTYPES[part.get_dtype()] for part in parts]
             shapes: list[list[int]] = [part.get_shape() for part in parts]
         with path.open("rb") as file:  # a length, the safetensors header, then the arrays one after the other
             file.seek(8 + int.from_bytes(file.read(8), "little"))
-            return header, {name: _read(file, shape) for name, shape in zip(names, shapes, strict=True)}
+            return header, {
+                name: np.fromfile(file, kind, math.prod(shape)).reshape(shape)
+                for name, kind, shape in zip(names, kinds, shapes, strict=True)
+            }
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointBroken(
             f"{path} is damaged or was not written by Cloister.",
             mend="Restore it from a backup, or start the run anew.",
         ) from error
-
-
-def _read(file: BinaryIO, shape: list[int]) -> NDArray[np.float32]:
-    return np.fromfile(file, "<f4", math.prod(shape)).reshape(shape)

@@ -2,11 +2,13 @@
 
     CloisterError
     + Refusal                                     + Fault
-      + PlanRefused     the plan cannot be run      + QuorumLost        too few hospitals answered
-      + DataRefused     the table fails the schema  + ReplyRejected     one hospital's reply is odd
-      + CohortTooSmall  fewer than the minimum      + CheckpointBroken  saved state cannot be read
-      + TicketRefused   not what was approved
-      + BudgetExceeded  epsilon would pass its cap
+      + PlanRefused      the plan cannot be run     + QuorumLost        too few hospitals answered
+      + DataRefused      the table fails the schema + ReplyRejected     one hospital's reply is odd
+      + CohortTooSmall   fewer than the minimum     + CheckpointBroken  saved state cannot be read
+      + TicketRefused    not what was approved      + KeyBroken         a key or roster cannot be used
+      + EnvelopeRefused  signed by another, or not
+      + UpdateRefused    may not leave the hospital
+      + BudgetExceeded   epsilon would pass its cap
 
 Each message is a whole sentence that says what was wrong and where, then the mend. None ever holds a value
 from a patient's row.
@@ -55,6 +57,18 @@ class TicketRefused(Refusal):
     """A coordinator's ticket does not fit the plan that this hospital approved."""
 
 
+class EnvelopeRefused(Refusal):
+    """A statement is not signed by whom it should be, or for another purpose."""
+
+    mend = "Ask whoever sent it; if a hospital changed its key, every other hospital must pin the new one."
+
+
+class UpdateRefused(Refusal):
+    """The update is not one that the plan lets leave: not finite, or too large."""
+
+    mend = "Lower the learning rate, or raise the plan's bounds and have it approved again."
+
+
 class BudgetExceeded(Refusal):
     """The mechanism asked for would take epsilon past what the plan allows."""
 
@@ -73,3 +87,7 @@ class ReplyRejected(Fault):
 
 class CheckpointBroken(Fault):
     """A checkpoint or an answer on disk cannot be read."""
+
+
+class KeyBroken(Fault):
+    """A signing key or a roster of pinned keys is missing, damaged, or open to others."""

@@ -196,6 +196,8 @@ class Cohort(_Terms):
     """Who may take part, and how many must answer before a round counts (the quorum)."""
 
     min_sites: Annotated[int, Field(ge=2)] = 2
+    max_sites: Annotated[int, Field(ge=2, le=200)] = 100
+    """So many at most; no sum of so many updates may wrap."""
     min_patients: Count = 20
     """Training patients that a hospital must have; it refuses to train on fewer."""
     max_rows: Count = 10_000_000
@@ -207,9 +209,16 @@ class Aggregation(_Terms):
 
     secure_sum: bool = True
     """The coordinator sees only the sum. Off is explicit, and shown in the report."""
-    weights: Literal["rows", "equal"] = "rows"
+    weights: Literal["equal", "rows"] = "equal"
+    """With ``rows`` the coordinator learns how many training rows all hospitals have together."""
     max_update_norm: Positive = 1000.0
-    """A reply whose update has a larger ℓ² norm is rejected."""
+    """An update with a larger ℓ² norm does not count: rejected, or under the secure sum never sent."""
+    bound: Annotated[float, Field(ge=1e-6, le=1e6)] = 4.0
+    """Under the secure sum: parameters of an update are clipped to +-bound, and the clipped share is told."""
+    bits: Literal[16, 24, 32] = 32
+    """Bits of one parameter on the wire under the secure sum."""
+    fraction_bits: Annotated[int, Field(ge=0, le=48)] | None = None
+    """Bits after the point; as many as fit, if absent."""
 
 
 class Training(_Terms):
@@ -289,6 +298,22 @@ class StudyPlan(_Terms):
     def private(self) -> bool:
         """Whether differential privacy is on."""
         return self.privacy.mechanism is not Mechanism.NONE
+
+    @property
+    def fraction_bits(self) -> int:
+        """Bits after the point of a secure sum's integers: the plan's, or as many as cannot make a sum wrap."""
+        if self.aggregation.fraction_bits is not None:
+            return self.aggregation.fraction_bits
+        return max(bits for bits in range(-20, 49) if not self.could_wrap(bits))
+
+    def could_wrap(self, fraction_bits: int) -> bool:
+        """Whether a sum of ``cohort.max_sites`` updates can leave the ring of 2^bits integers.
+
+        The weights sum to 1, so the sum of what the hospitals encode is at most bound * 2^fraction_bits; each
+        adds half a unit by rounding, and float32 arithmetic a part in 2^22.
+        """
+        most = self.aggregation.bound * 2.0**fraction_bits * (1 + 2**-22) + self.cohort.max_sites / 2
+        return most >= 2 ** (self.aggregation.bits - 1)
 
     @property
     def digest(self) -> str:

@@ -35,6 +35,7 @@ def broken(plan: StudyPlan) -> Iterator[Broken]:
     yield from _normalisation(plan)
     yield from _privacy(plan)
     yield from _strategy(plan)
+    yield from _secure_sum(plan)
     yield from _personalisation(plan)
     if plan.evaluation.split_column and plan.evaluation.holdout:
         yield Broken(
@@ -185,6 +186,28 @@ def _strategy(plan: StudyPlan) -> Iterator[Broken]:
         )
     if plan.training.optimizer == "adam" and plan.training.momentum:
         yield Broken(("training", "momentum"), "is a term of sgd, not of adam", "Take it out.")
+
+
+def _secure_sum(plan: StudyPlan) -> Iterator[Broken]:
+    terms, cohort = plan.aggregation, plan.cohort
+    if cohort.max_sites < cohort.min_sites:
+        yield Broken(
+            ("cohort", "max_sites"), f"is below min_sites ({cohort.min_sites})", "Raise it, or lower min_sites."
+        )
+    if not terms.secure_sum:
+        return
+    if terms.fraction_bits is not None and plan.could_wrap(terms.fraction_bits):
+        yield Broken(
+            ("aggregation", "fraction_bits"),
+            f"lets a sum over {cohort.max_sites} hospitals of updates up to {terms.bound:g} wrap in {terms.bits} bits",
+            "Take it out, so that the most that fits is used; or lower bound.",
+        )
+    elif terms.fraction_bits is not None and terms.bound * 2.0**terms.fraction_bits < 128:
+        yield Broken(
+            ("aggregation", "fraction_bits"),
+            f"leaves fewer than 128 steps from 0 to {terms.bound:g}",
+            "Take it out, so that the most that fits is used.",
+        )
 
 
 def _personalisation(plan: StudyPlan) -> Iterator[Broken]:

@@ -1,8 +1,8 @@
 """The only codec between our values and Flower's records.
 
-A ticket goes to a hospital, a reply comes back. Each is a header (one JSON string) and named float32 vectors
-(raw little-endian bytes, read in place). Nothing here accepts a patient's row, and nothing received is ever
-unpickled, imported or run.
+A ticket goes to a hospital, a reply comes back. Each is a header (one JSON string) and named vectors: float32
+(raw little-endian bytes, read in place), or octets, which is what a masked vector is to everybody. Nothing here
+accepts a patient's row, and nothing received is ever unpickled, imported or run.
 """
 
 from __future__ import annotations
@@ -11,22 +11,25 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from functools import cached_property
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from cloister_shared.errors import ReplyRejected, TicketRefused
+from cloister_shared.envelope import Identity, Roster, verify
+from cloister_shared.errors import EnvelopeRefused, ReplyRejected, TicketRefused
 
 Vector = NDArray[np.float32]
 Vectors = dict[str, Vector]
+Octets = dict[str, NDArray[np.uint8]]
 
 RunId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9\-]{1,64}$")]
 """Names files at the hospital, so it may hold no path."""
 
-_ENCODING = "cloister.float32.le"
+_ENCODINGS = {"float32": ("cloister.float32.le", "<f4"), "uint8": ("cloister.octets", "u1")}
 
 
 class _Header(BaseModel):
@@ -42,6 +45,47 @@ class TicketHeader(_Header):
     site: str
     normalisation: tuple[tuple[float, float], ...] | None = None
     """Centre and scale of each number feature, where they come from federated statistics."""
+    total_rows: int | None = Field(default=None, ge=1)
+    """Training rows of all hospitals together, where they are the weights of a secure sum."""
+    cohort: tuple[str, ...] = ()
+    """For a secure sum: each hospital's signed ``Advert``, sorted by hospital."""
+
+
+class Advert(_Header):
+    """A hospital's key for one run, which it signs with its long-term key."""
+
+    run: RunId
+    plan: str
+    site: str
+    key: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """X25519, in hex."""
+    min_cohort: int = Field(ge=2)
+    """Hospitals that must be in a sum before this one helps to open it."""
+
+
+class Statement(_Header):
+    """What a hospital signs of its masked reply: the terms that it took part under, and every byte of it."""
+
+    transcript: str
+    site: str
+    masked: str
+    """``digest_of`` its octets."""
+
+
+Said = TypeVar("Said", Advert, Statement)
+
+
+class UnmaskHeader(_Header):
+    """Who is in a round's sum and who is not, with the statements of those who are."""
+
+    run: RunId
+    round: int = Field(ge=0)
+    site: str
+    transcript: str
+    active: tuple[str, ...]
+    dropped: tuple[str, ...]
+    statements: tuple[str, ...]
+    """Signed; in the order of ``active``."""
 
 
 class ReplyHeader(_Header):
@@ -57,6 +101,8 @@ class ReplyHeader(_Header):
         default_factory=dict[str, dict[str, tuple[float | None, float | None, float | None]]]
     )
     """Final metrics of each model: value and interval."""
+    signed: str = ""
+    """An envelope: the ``Advert`` asked for, or the ``Statement`` of a masked reply."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +115,19 @@ class Ticket:
     @property
     def digest(self) -> str:
         """SHA-256 over header and vectors: equal digests ask for the same work."""
-        hashed = hashlib.sha256(self.header.model_dump_json().encode())
-        for name in sorted(self.vectors):
-            vector = np.ascontiguousarray(self.vectors[name])
-            # The length stands before the bytes, so that no other vectors run together into the same ones.
-            hashed.update(json.dumps([name, vector.size]).encode())
-            hashed.update(vector.data)
-        return hashed.hexdigest()
+        return self._digest(self.header.model_dump_json())
+
+    @property
+    def transcript(self) -> str:
+        """The same without the addressee: equal for all hospitals that were asked under the same terms."""
+        return self._digest("transcript" + self.header.model_dump_json(exclude={"site"}))
+
+    def _digest(self, said: str) -> str:
+        return hashlib.sha256(f"{said}{self._vectors}".encode()).hexdigest()
+
+    @cached_property
+    def _vectors(self) -> str:
+        return digest_of(self.vectors)
 
 
 @dataclass(frozen=True)
@@ -84,19 +136,54 @@ class Reply:
 
     header: ReplyHeader
     vectors: Vectors = field(default_factory=Vectors)
+    octets: Octets = field(default_factory=Octets)
 
 
-def pack_vectors(vectors: Mapping[str, Vector]) -> ArrayRecord:
-    """Float32 vectors as Flower arrays. One record may stand in many messages: nobody can change its bytes."""
+def digest_of(vectors: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 over named vectors, in the order of their names."""
+    hashed = hashlib.sha256()
+    for name in sorted(vectors):
+        vector = np.ascontiguousarray(vectors[name])
+        # The length stands before the bytes, so that no other vectors run together into the same ones.
+        hashed.update(json.dumps([name, vector.size]).encode())
+        hashed.update(vector.data)
+    return hashed.hexdigest()
+
+
+def pack_vectors(*named: Mapping[str, NDArray[Any]]) -> ArrayRecord:
+    """Vectors as Flower arrays. One record may stand in many messages: nobody can change its bytes."""
     record = ArrayRecord()  # its constructor would make every array a second time
-    for name, vector in vectors.items():
-        record[name] = _array(vector)
+    for vectors in named:
+        for name, vector in vectors.items():
+            record[name] = _array(vector)
     return record
 
 
-def pack(header: TicketHeader | ReplyHeader, vectors: ArrayRecord) -> RecordDict:
+def pack(header: TicketHeader | UnmaskHeader | ReplyHeader, vectors: ArrayRecord) -> RecordDict:
     """A ticket's or reply's content."""
     return RecordDict({"vectors": vectors, "header": ConfigRecord({"json": header.model_dump_json()})})
+
+
+def sign(identity: Identity, said: Advert | Statement) -> str:
+    """What a hospital says, in an envelope that names its purpose."""
+    return identity.sign(type(said).__name__.lower(), said.model_dump_json().encode())
+
+
+def read_signed(envelope: str, kind: type[Said], roster: Roster) -> Said:
+    """What a pinned hospital signed, and said of itself.
+
+    Raises:
+        EnvelopeRefused: another signed it, or it is of another kind.
+    """
+    purpose = kind.__name__.lower()
+    site, payload = verify(envelope, purpose, roster)
+    try:
+        said = kind.model_validate_json(payload)
+    except ValidationError as error:
+        raise EnvelopeRefused(f"The {purpose} of {site} cannot be read: {_reason(error)}.") from None
+    if said.site != site:
+        raise EnvelopeRefused(f"{site} signed a {purpose} in another hospital's name.")
+    return said
 
 
 def unpack_ticket(content: RecordDict) -> Ticket:
@@ -105,13 +192,17 @@ def unpack_ticket(content: RecordDict) -> Ticket:
     Raises:
         TicketRefused: something is missing, of another kind, or not known here.
     """
-    try:
-        header, vectors = _unpack(content)
-        return Ticket(TicketHeader.model_validate_json(header), vectors)
-    except (KeyError, TypeError, ValueError) as error:
-        raise TicketRefused(
-            f"The ticket cannot be read: {_reason(error)}.", mend="Run the same release of Cloister on both sides."
-        ) from None
+    header, vectors = _ticket(content, TicketHeader)
+    return Ticket(header, vectors)
+
+
+def unpack_unmask(content: RecordDict) -> UnmaskHeader:
+    """A request for shares as the hospital reads it.
+
+    Raises:
+        TicketRefused: something is missing, of another kind, or not known here.
+    """
+    return _ticket(content, UnmaskHeader)[0]
 
 
 def unpack_reply(content: RecordDict) -> Reply:
@@ -121,19 +212,36 @@ def unpack_reply(content: RecordDict) -> Reply:
         ReplyRejected: something is missing, of another kind, or not known here.
     """
     try:
-        header, vectors = _unpack(content)
-        return Reply(ReplyHeader.model_validate_json(header), vectors)
+        header, vectors, octets = _unpack(content)
+        return Reply(ReplyHeader.model_validate_json(header), vectors, octets)
     except (KeyError, TypeError, ValueError) as error:
         raise ReplyRejected(f"the reply cannot be read: {_reason(error)}") from None
 
 
-def _array(vector: Vector) -> Array:
-    if vector.dtype != np.float32 or vector.ndim != 1:
-        raise TypeError("only flat float32 vectors travel")
-    return Array(dtype="float32", shape=vector.shape, stype=_ENCODING, data=vector.astype("<f4", copy=False).tobytes())
+Kind = TypeVar("Kind", TicketHeader, UnmaskHeader)
 
 
-def _unpack(content: RecordDict) -> tuple[str, Vectors]:
+def _ticket(content: RecordDict, kind: type[Kind]) -> tuple[Kind, Vectors]:
+    try:
+        header, vectors, octets = _unpack(content)
+        if octets:
+            raise TypeError("it holds octets")
+        return kind.model_validate_json(header), vectors
+    except (KeyError, TypeError, ValueError) as error:
+        raise TicketRefused(
+            f"The ticket cannot be read: {_reason(error)}.", mend="Run the same release of Cloister on both sides."
+        ) from None
+
+
+def _array(vector: NDArray[Any]) -> Array:
+    kind = str(vector.dtype)
+    if kind not in _ENCODINGS or vector.ndim != 1:
+        raise TypeError("only flat vectors of float32 or of octets travel")
+    encoding, order = _ENCODINGS[kind]
+    return Array(dtype=kind, shape=vector.shape, stype=encoding, data=vector.astype(order, copy=False).tobytes())
+
+
+def _unpack(content: RecordDict) -> tuple[str, Vectors, Octets]:
     if set(content) != {"vectors", "header"}:
         raise KeyError("it has other parts than header and vectors")
     header, vectors = content["header"], content["vectors"]
@@ -143,15 +251,22 @@ def _unpack(content: RecordDict) -> tuple[str, Vectors]:
     text = header.get("json")
     if set(header) != {"json"} or not isinstance(text, str):
         raise KeyError("its header has other keys than json")
-    return text, {name: _vector(name, array) for name, array in vectors.items()}
+    read = {name: _vector(name, array) for name, array in vectors.items()}
+    return (
+        text,
+        {name: vector for name, vector in read.items() if vector.dtype == np.float32},
+        {name: vector for name, vector in read.items() if vector.dtype == np.uint8},
+    )
 
 
-def _vector(name: str, array: Array) -> Vector:
-    if array.stype != _ENCODING or array.dtype != "float32":
-        raise TypeError(f"vector {name} is {array.dtype} in {array.stype}, not float32 in {_ENCODING}")
-    if len(array.shape) != 1 or len(array.data) != 4 * array.shape[0]:
+def _vector(name: str, array: Array) -> NDArray[Any]:
+    encoding, order = _ENCODINGS.get(array.dtype, ("", ""))
+    if not encoding or array.stype != encoding:
+        raise TypeError(f"vector {name} is {array.dtype} in {array.stype}, not float32 in {_ENCODINGS['float32'][0]}")
+    size = np.dtype(order).itemsize
+    if len(array.shape) != 1 or len(array.data) != size * array.shape[0]:
         raise ValueError(f"vector {name} says shape {tuple(array.shape)} and holds {len(array.data)} bytes")
-    return np.frombuffer(array.data, dtype="<f4")
+    return np.frombuffer(array.data, dtype=order)
 
 
 def _reason(error: Exception) -> str:

@@ -24,13 +24,15 @@ from cloister_client.evaluate import at_a_glance, enough, risks
 from cloister_client.network import Network
 from cloister_client.privacy import plain
 from cloister_client.train import train
-from cloister_server.app import Finished, refuse_unbuilt, server_app
+from cloister_server.app import Finished, server_app
 from cloister_server.store import RoundRecord, Store
 from cloister_shared import budget, durable
+from cloister_shared.envelope import new_identity, read_identity, save_roster
 from cloister_shared.errors import DataRefused
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend
 from cloister_shared.schema import numbers, plan_constants
+from cloister_shared.tally import GLANCE
 from cloister_shared.tasks.layout import initial_model
 from cloister_shared.tasks.metrics import Estimate, evaluate, reliability
 from cloister_shared.tasks.zoo import task_of
@@ -84,6 +86,10 @@ class Result:
     """After local fine-tuning, where the plan has it."""
     rejected: list[str] = field(default_factory=list[str])
     """Who missed which round, and why."""
+    learned: dict[str, float | None] = field(default_factory=dict[str, float | None])
+    """Under the secure sum: all that the coordinator learned of the final model's metrics, means over hospitals."""
+    clipped: float = 0.0
+    """Under the secure sum: the largest share of an update's parameters that was clipped in any round."""
     seconds: float = 0.0
     plan: str = ""
     """Digest of the plan that this arm ran."""
@@ -148,7 +154,6 @@ def compare(
         CloisterError: the plan, a table or a cohort was refused, or a round lost its quorum.
     """
     ready(options.engine, options.faults)
-    refuse_unbuilt(scenario.plan)
     site_files = build(scenario.simulation.hospitals, options.folder / "hospitals")
     results: list[Result] = []
     rows: dict[str, dict[str, int]] = {}
@@ -221,6 +226,8 @@ def run_federated(
     if not options.resume:
         _clear(folder)
     store, ended = Store(folder), list[Finished]()
+    if plan.aggregation.secure_sum:
+        enrol_all(folder, list(datasets))
     reproducible = folder / "noise-is-reproducible"  # a file, so that a run resumed without the seed still says so
     if plan.private and options.noise_seed is not None:
         reproducible.touch()
@@ -230,17 +237,23 @@ def run_federated(
     }
 
     def each(record: RoundRecord) -> None:
-        notice(arm, plan.seed, record.round, _mean_metrics(record.metrics.values()))
+        notice(arm, plan.seed, record.round, _glance(record.numbers))
 
     ENGINES[options.engine](server_app(plan, store, ended.append, each), sites, options.faults)
     final = ended[0]
     rounds = store.rounds(upto=final.checkpoint.round)
-    said = {name: _final_risks(site, final) for name, site in sites.items()}
-    curve = [{"round": record["round"] - 1, **_mean_metrics(record["metrics"].values())} for record in rounds]
+    tickets = {name: _final_ticket(final, name) for name in sites}
+    said = {name: site.final_risks(tickets[name]) for name, site in sites.items()}
+    curve = [{"round": record["round"] - 1, **_glance(record["numbers"])} for record in rounds]
     result = _result(plan, arm, said, curve)
     result.reproducible_noise = reproducible.exists()
-    judged = {name: _estimates(header.estimates, len(said[name][0])) for name, header in final.judged.items()}
-    # What the report shows of a hospital is what that hospital sent, not what the simulation could look up.
+    # What the report shows of a hospital is what that hospital sent; under the secure sum it sends no figure of
+    # its own, and the simulation, which is all hospitals at once, asks each behind the coordinator's back.
+    sent = {name: header.estimates for name, header in final.judged.items()}
+    if plan.aggregation.secure_sum:
+        sent = {name: site.judge(tickets[name]) for name, site in sites.items() if name not in final.silent}
+        result.learned, result.clipped = final.numbers, max(record["numbers"]["clipped"] for record in rounds)
+    judged = {name: _estimates(estimates, len(said[name][0])) for name, estimates in sent.items()}
     result.sites = {name: judged.get(name, {}).get("final", {}) for name in sites}
     result.tuned = {name: found["fine-tuned"] for name, found in judged.items() if found.get("fine-tuned")}
     result.rejected = [
@@ -253,17 +266,30 @@ def run_federated(
     return result
 
 
-def _final_risks(site: Site, final: Finished) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Outcomes and predicted risks of one hospital's held-out rows under the final model (simulation only)."""
+def _final_ticket(final: Finished, site: str) -> Ticket:
+    """What the coordinator would ask of a hospital about the final model."""
     checkpoint = final.checkpoint
     header = TicketHeader(
         run=checkpoint.run,
         plan=checkpoint.plan,
         round=checkpoint.round + 1,
-        site=site.name,
+        site=site,
         normalisation=checkpoint.normalisation,
     )
-    return site.final_risks(Ticket(header, {"model": checkpoint.model}))
+    return Ticket(header, {"model": checkpoint.model})
+
+
+def enrol_all(folder: Path, names: Sequence[str]) -> None:
+    """What enrolment leaves behind: each hospital's own key, and everybody's public keys pinned by everybody."""
+    roster: dict[str, str] = {}
+    for name in names:
+        own = folder / "sites" / name
+        own.mkdir(parents=True, exist_ok=True)
+        path = own / "identity.key"
+        roster[name] = (read_identity(path) if path.exists() else new_identity(path)).public
+    for place in (folder, *(folder / "sites" / name for name in names)):
+        if not (place / "roster.json").exists():
+            save_roster(place / "roster.json", roster)
 
 
 def _train_here(
@@ -326,10 +352,14 @@ def _mean_metrics(found: Iterable[Mapping[str, float | None]]) -> dict[str, floa
     """Mean over hospitals of what they reported."""
     seen: dict[str, list[float]] = {}
     for metrics in found:
-        for name in ("loss", "auroc"):
+        for name in GLANCE:
             if (value := metrics.get(name)) is not None:
                 seen.setdefault(name, []).append(value)
     return {name: float(np.mean(values)) for name, values in seen.items()}
+
+
+def _glance(numbers: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name in GLANCE if (value := numbers.get(name)) is not None}
 
 
 def _counts(dataset: Dataset) -> dict[str, int]:

@@ -32,7 +32,7 @@ class Fault:
     """What goes wrong with one hospital's reply in one round.
 
     ``drop``: no reply. ``delay``: it comes ``seconds`` late. ``corrupt``: its vector is cut short. ``nan``:
-    one value is not a number.
+    one value is not a number, or under the secure sum another one.
     """
 
     kind: str
@@ -145,8 +145,11 @@ def _spoilt(reply: Message, message: Message, kind: str) -> Message:
     if reply.has_error():
         return reply
     read = unpack_reply(reply.content)
-    vector = np.array(read.vectors["update"])
-    if kind == "nan":
-        vector[vector.size // 2] = np.nan
-    spoilt = {**read.vectors, "update": vector if kind == "nan" else vector[:-1]}
-    return Message(pack(read.header, pack_vectors(spoilt)), reply_to=message)
+    masked = "update" in read.octets
+    vector = np.array(read.octets["update"] if masked else read.vectors["update"])
+    if kind == "corrupt":
+        vector = vector[:-1]
+    else:
+        vector[vector.size // 2] = 255 - vector[vector.size // 2] if masked else np.nan
+    spoilt = {"update": vector}
+    return Message(pack(read.header, pack_vectors(read.vectors, read.octets, spoilt)), reply_to=message)

@@ -29,7 +29,7 @@ cohort: {min_sites: 2, min_patients: 5, max_rows: 1000}
 rounds: 4
 round_timeout: 0.3
 strategy: {name: fedavg}
-aggregation: {secure_sum: false, max_update_norm: 10}
+aggregation: {secure_sum: false, weights: rows, max_update_norm: 10}
 training: {learning_rate: 0.1, batch_size: 8, local_steps: 1}
 privacy: {mechanism: none}
 """
@@ -99,7 +99,7 @@ def test_the_mean_is_weighted_by_rows(tmp_path):
     answers = {1: answering([1, 0, 0, 0], rows=10), 2: answering([0, 1, 0, 0], rows=30), 3: answering([0] * 4, rows=40)}
     record = run_round(a_study, 1, ScriptedGrid(answers))
     assert model_of(a_study) == pytest.approx([10 / 80, 30 / 80, 0, 0])
-    assert (record.answered, record.rows) == (("ash", "beech", "cedar"), 80)
+    assert (record.answered, record.numbers["rows"]) == (("ash", "beech", "cedar"), 80)
 
 
 def test_equal_weights(tmp_path):

@@ -72,6 +72,8 @@ def test_bytes_on_the_wire_are_little_endian_float32():
         "round": 3,
         "site": "st-marys",
         "normalisation": [[0.5, 2.0], [1.0, 1.0]],
+        "total_rows": None,
+        "cohort": [],
     }
 
 
@@ -86,7 +88,7 @@ def test_received_vectors_cannot_be_written_to():
     "other", [np.zeros(3), np.zeros(3, np.float16), np.zeros(3, np.int32), np.zeros((3, 1), np.float32)]
 )
 def test_only_flat_float32_vectors_are_sent(other):
-    with pytest.raises(TypeError, match="only flat float32 vectors travel"):
+    with pytest.raises(TypeError, match="only flat vectors of float32 or of octets travel"):
         pack_vectors({"model": other})
 
 

@@ -1,4 +1,4 @@
-"""A small study that trains in a moment: three invented hospitals, four rounds."""
+"""A small study that trains in a moment: four invented hospitals, four rounds."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def small() -> Scenario:
         training={"batch_size": 32, "local_steps": 3, "learning_rate": 0.3},
         evaluation={"resamples": 100, "min_count": 2},
     )
-    hospitals = GeneratedEhr(source="generated-ehr", sites=3, patients=400)
+    hospitals = GeneratedEhr(source="generated-ehr", sites=4, patients=500)
     simulation = full.simulation.model_copy(update={"hospitals": hospitals, "seeds": (0,), "epsilons": (2.0,)})
     return full.model_copy(update={"plan": plan, "simulation": simulation, "name": "small"})
 

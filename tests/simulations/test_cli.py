@@ -86,7 +86,7 @@ def test_check_names_the_plan(scenario, small):
     done = sim("check", scenario)
     assert done.exit_code == 0
     plan = small.plan.model_copy(update={"rounds": 3})
-    for text in (plan.digest, "3 invented hospitals", f"features     {len(plan.table.features)}", "epsilon      2"):
+    for text in (plan.digest, "4 invented hospitals", f"features     {len(plan.table.features)}", "epsilon      2"):
         assert text in done.stdout
 
 
@@ -144,7 +144,7 @@ def test_a_fault_exits_with_two(scenario, tmp_path):
     faults = ["--fault", "nan:birch:2", "--fault", "nan:cedar:2"]
     done = sim("run", scenario, "--out", tmp_path / "out", "--arm", "federated", *faults)
     assert done.exit_code == 2
-    assert "Round 2: 1 of the 2 hospitals needed" in done.stderr
+    assert "Round 2: 2 of the 3 hospitals needed" in done.stderr
     assert "Traceback" not in done.output
 
 

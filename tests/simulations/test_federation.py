@@ -52,8 +52,8 @@ def test_private_runs_differ_unless_noise_is_reproducible(small, tmp_path):
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        (Fault("nan", "birch", 2), "not finite"),
-        (Fault("corrupt", "birch", 2), "parameters, not"),
+        (Fault("nan", "birch", 2), "changed on the way"),
+        (Fault("corrupt", "birch", 2), "bytes, not"),
         (Fault("drop", "birch", 2), "no answer within"),
         (Fault("delay", "birch", 2, seconds=5.0), "no answer within"),
     ],
@@ -67,13 +67,28 @@ def test_a_fault_costs_one_hospital_one_round(small, folder, fault, reason):
     assert result.curve[-1]["round"] == small.plan.rounds
 
 
+@pytest.mark.parametrize(("kind", "reason"), [("nan", "not finite"), ("corrupt", "parameters, not")])
+def test_without_the_secure_sum_the_coordinator_checks_values(small, folder, kind, reason):
+    scenario = small.model_copy(update={"plan": amend(small.plan, aggregation={"secure_sum": False})})
+    (said,) = run(scenario, folder, faults=(Fault(kind, "birch", 2),)).rejected
+    assert reason in said
+
+
+def test_the_secure_sum_gives_the_plain_mean(small, tmp_path):
+    for name, secure in (("secure", True), ("plain", False)):
+        plan = amend(small.plan, aggregation={"secure_sum": secure})
+        run(small.model_copy(update={"plan": plan}), tmp_path / name)
+    plain = small.model_copy(update={"plan": amend(small.plan, aggregation={"secure_sum": False})})
+    assert np.abs(model(small, tmp_path / "secure") - model(plain, tmp_path / "plain")).max() < 1e-6
+
+
 def test_a_short_delay_is_waited_for(small, folder):
     assert run(small, folder, faults=(Fault("delay", "birch", 2, seconds=0.2),)).rejected == []
 
 
 def test_quorum_lost_keeps_what_was_reached_and_resumes(small, folder):
-    faults = (Fault("nan", "birch", 3), Fault("nan", "cedar", 3))
-    with pytest.raises(QuorumLost, match=r"Round 3: 1 of the 2 .*birch.*cedar"):
+    faults = (Fault("drop", "birch", 3), Fault("corrupt", "cedar", 3))
+    with pytest.raises(QuorumLost, match=r"Round 3: 2 of the 3 .*birch.*cedar"):
         run(small, folder, faults=faults)
     after = run(small, folder, resume=True)
     assert after.rejected == []
@@ -101,8 +116,8 @@ STRATEGIES = [
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: s["name"])
 def test_every_strategy_learns(small, folder, strategy):
-    cohort = {"min_sites": 3}
-    scenario = without_privacy(small, strategy=strategy, rounds=8, cohort=cohort)
+    plain = {"secure_sum": strategy["name"] not in ("trimmed-mean", "median")}
+    scenario = without_privacy(small, strategy=strategy, rounds=8, cohort={"min_sites": 3}, aggregation=plain)
     curve = run(scenario, folder).curve
     assert curve[-2]["loss"] < curve[0]["loss"]
     assert curve[-1]["auroc"] > 0.6
@@ -125,15 +140,9 @@ def test_local_layers_stay_and_fine_tuning_is_reported_apart(small, folder):
     assert set(result.tuned) == set(result.sites)
 
 
-def test_the_plans_secure_sum_is_not_passed_over_in_silence(small, folder):
-    scenario = small.model_copy(update={"plan": amend(small.plan, aggregation={"secure_sum": True})})
-    with pytest.raises(PlanRefused, match="secure_sum is on"):
-        run(scenario, folder)
-
-
 def test_too_few_hospitals(small, folder):
-    scenario = small.model_copy(update={"plan": amend(small.plan, cohort={"min_sites": 4})})
-    with pytest.raises(CohortTooSmall, match="3 hospitals can take part in small, which needs 4"):
+    scenario = small.model_copy(update={"plan": amend(small.plan, cohort={"min_sites": 5})})
+    with pytest.raises(CohortTooSmall, match="4 hospitals can take part in small, which needs 5"):
         run(scenario, folder)
 
 

@@ -146,7 +146,7 @@ def test_every_scenario_says_what_to_simulate(name: str) -> None:
     assert set(terms["simulation"]) == {"hospitals", "seeds", "epsilons"}
     assert plan.study == name == terms["simulation"]["hospitals"]["source"]
     assert plan.privacy.epsilon == terms["simulation"]["epsilons"][0]
-    assert not plan.aggregation.secure_sum
+    assert plan.aggregation.secure_sum
 
 
 def test_heart_disease_has_flambys_rows_at_each_centre(built: Built) -> None:

@@ -96,8 +96,6 @@ def test_the_page_says_what_each_reader_looks_for(comparison):
         "1.9876",
         "Add or remove one record",
         "constants written in the plan",
-        "Secure sum OFF. With differential privacy on, the coordinator sees each hospital's noisy update.",
-        "un-noised update",
         "Federated, no privacy, seed 1: round 3, birch: <late> & gone",
         "engine in-process",
         "seeds 0, 1",
@@ -113,10 +111,13 @@ def test_the_plan_on_the_page_is_the_plan(comparison):
     assert StudyPlan.model_validate_json(json.dumps(terms)).digest == comparison.scenario.plan.digest
 
 
-def test_secure_sum_on_has_no_red_box(comparison):
-    page = report.html(with_plan(comparison, aggregation={"secure_sum": True}))
-    assert "Secure sum OFF" not in page
-    assert 'class="bad"' not in page
+def test_secure_sum_off_is_said_in_red(comparison):
+    assert 'class="bad"' not in report.html(comparison)
+    page = report.html(with_plan(comparison, aggregation={"secure_sum": False}))
+    assert 'class="bad"' in page
+    said = "Secure sum OFF. With differential privacy on, the coordinator sees each hospital's noisy update."
+    assert said in words(page)
+    assert "un-noised update" in words(page)
 
 
 def test_federated_statistics_are_said_to_cost_their_share(comparison):

@@ -1,0 +1,144 @@
+"""Adding up updates that the coordinator may see, one at a time, into one vector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cloister_server.strategies import ROBUST_RULES, Vector
+from cloister_shared.errors import QuorumLost, ReplyRejected
+from cloister_shared.plan import Scaffold, StudyPlan
+from cloister_shared.tally import GLANCE, Numbers
+from cloister_shared.tasks.layout import Layout
+from cloister_shared.wire import Reply
+
+_BLOCK = 1 << 18  # parameters handled at a time: one MiB
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """A few parameters as the coordinator saw them: for people who would rather look than believe."""
+
+    site: str
+    received: list[int]
+    """From this hospital: integers modulo 2^bits, as signed ones."""
+    learned: list[float]
+    """The mean update's."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """What a round came to, whether the coordinator saw each update or their sum alone."""
+
+    answered: tuple[str, ...]
+    rejected: dict[str, str]
+    """Hospital to reason."""
+    vectors: dict[str, Vector]
+    """``update`` is the weighted mean; ``control``, with SCAFFOLD, the mean over those who answered."""
+    numbers: Numbers
+    """Means of metrics, and sums of what is counted, over those who answered."""
+    norm: float
+    """ℓ²; of the largest update, or under the secure sum of the mean."""
+    metrics: dict[str, Numbers] = field(default_factory=dict[str, Numbers])
+    """Each hospital's own; empty under the secure sum."""
+    glimpse: Glimpse | None = None
+
+
+def require_quorum(what: str, answered: int, need: int, rejected: Mapping[str, str]) -> None:
+    """Refuse to go on with too few.
+
+    Raises:
+        QuorumLost: names who is missing and why.
+    """
+    if answered < need:
+        why = "; ".join(f"{site}: {reason}" for site, reason in rejected.items())
+        raise QuorumLost(f"{what}: {answered} of the {need} hospitals needed gave a valid reply ({why}).")
+
+
+class Total:
+    """The sum so far, and who is in it. Robust rules keep every update instead: they compare them."""
+
+    def __init__(self, plan: StudyPlan, layout: Layout, number: int) -> None:
+        self.plan, self.layout, self.number = plan, layout, number
+        self.metrics: dict[str, Numbers] = {}
+        self._rows, self._weight, self._norm = 0, 0.0, 0.0
+        self._sums: dict[str, Vector] = {}
+        self._kept: list[Vector] = []
+
+    def add(self, site: str, reply: Reply) -> None:
+        """Check a reply and add it.
+
+        Raises:
+            ReplyRejected: says in what it is odd; nothing of it was added.
+        """
+        norm, rows = check_update(self.plan, self.layout, reply, site, self.number), reply.header.rows
+        weight = 1.0 if self.plan.aggregation.weights == "equal" else float(rows)
+        if self.plan.strategy.name in ROBUST_RULES:
+            self._kept.append(reply.vectors["update"])
+        else:
+            self._add("update", reply.vectors["update"], weight)
+        if "control" in reply.vectors:
+            self._add("control", reply.vectors["control"], 1.0)
+        self.metrics[site] = reply.header.metrics
+        self._rows += rows
+        self._weight += weight
+        self._norm = max(self._norm, norm)
+
+    def _add(self, name: str, vector: Vector, weight: float) -> None:
+        total = self._sums.setdefault(name, np.zeros(self.layout.size, dtype=np.float32))
+        for at in range(0, total.size, _BLOCK):
+            total[at : at + _BLOCK] += np.float32(weight) * vector[at : at + _BLOCK]
+
+    def mean(self, rejected: dict[str, str]) -> Mean:
+        """The weighted mean, or what the robust rule makes of all updates. Gives the sum away.
+
+        Raises:
+            QuorumLost: fewer valid replies than ``cohort.min_sites``.
+        """
+        need = self.plan.cohort.min_sites
+        require_quorum(f"Round {self.number}", len(self.metrics), need, rejected)
+        for name in self._sums:
+            self._sums[name] /= np.float32(len(self.metrics) if name == "control" else self._weight)
+        if self._kept:
+            rule = ROBUST_RULES[self.plan.strategy.name]
+            self._sums["update"] = rule(self._kept, self.plan.strategy)
+        said: Numbers = {"rows": float(self._rows)}
+        for name in GLANCE:
+            known = [value for found in self.metrics.values() if (value := found.get(name)) is not None]
+            said[name] = float(np.mean(known)) if known else None
+        return Mean(tuple(self.metrics), rejected, self._sums, said, self._norm, self.metrics)
+
+
+def check_update(plan: StudyPlan, layout: Layout, reply: Reply, site: str, number: int) -> float:
+    """Hold a reply against the plan; the ℓ² norm of its update.
+
+    Raises:
+        ReplyRejected: says in what the reply is odd.
+    """
+    header = reply.header
+    wanted = {"update", "control"} if isinstance(plan.strategy, Scaffold) else {"update"}
+    if (header.site, header.round) != (site, number):
+        raise ReplyRejected(f"the reply is {header.site}'s for round {header.round}")
+    if header.layout != layout.digest or set(reply.vectors) != wanted:
+        raise ReplyRejected(f"the reply holds {', '.join(sorted(reply.vectors)) or 'nothing'} of another model")
+    if not plan.cohort.min_patients <= header.rows <= plan.cohort.max_rows:
+        raise ReplyRejected(f"a weight of {header.rows} rows is outside the plan's bounds")
+    norms: dict[str, float] = {}
+    for name, vector in reply.vectors.items():
+        if vector.size != layout.size:
+            raise ReplyRejected(f"{name} holds {vector.size} parameters, not {layout.size}")
+        norms[name] = norm(vector)
+        if not np.isfinite(norms[name]):
+            raise ReplyRejected(f"{name} holds a value that is not finite")
+    if norms["update"] > plan.aggregation.max_update_norm:
+        raise ReplyRejected(f"the update's norm {norms['update']:.4g} is above {plan.aggregation.max_update_norm:g}")
+    return norms["update"]
+
+
+def norm(vector: Vector) -> float:
+    """ℓ² norm, block by block; not finite if any value is not."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        blocks = (vector[at : at + _BLOCK] for at in range(0, vector.size, _BLOCK))
+        return float(np.sqrt(sum(float(np.dot(block, block)) for block in blocks)))

@@ -1,0 +1,71 @@
+"""The few numbers of a reply that are not parameters. In a secure sum they travel inside it, never beside it.
+
+Each side finds the names, and so the order, in the plan; a reply cannot choose what to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloister_shared.plan import StudyPlan
+from cloister_shared.schema import numbers
+from cloister_shared.tasks.metrics import METRICS
+
+Kind = Literal["statistics", "train", "evaluate"]
+Numbers = dict[str, float | None]
+
+GLANCE = ("loss", "auroc")
+"""What is measured of the incoming model in every round."""
+
+
+def kind_of(plan: StudyPlan, number: int) -> Kind:
+    """What round ``number`` is for: 0 for statistics, one more than the plan's last to judge the final model."""
+    return "statistics" if number == 0 else "evaluate" if number > plan.rounds else "train"
+
+
+def names(plan: StudyPlan, number: int) -> tuple[str, ...]:
+    """The numbers that each hospital adds in this round. ``sites`` is 1 for each, so their sum is known before."""
+    rows = ("rows",) if plan.aggregation.weights == "rows" else ()
+    match kind_of(plan, number):
+        case "statistics":
+            own = statistics(plan)
+        case "train":
+            own = ("clipped", *_known(GLANCE))
+        case "evaluate":
+            models = ("final", "fine-tuned") if plan.personalisation.fine_tune_steps else ("final",)
+            own = _known(f"{model} {metric}" for model in models for metric in METRICS)
+    return ("sites", *rows, *own)
+
+
+def statistics(plan: StudyPlan) -> tuple[str, ...]:
+    """Counts, sums and sums of squares of the number features, where the plan asks for them."""
+    if plan.normalisation.method != "federated":
+        return ()
+    return tuple(f"{kind} {feature.name}" for kind in ("count", "sum", "square") for feature in numbers(plan.table))
+
+
+def to_vector(plan: StudyPlan, number: int, said: Mapping[str, float | None]) -> NDArray[np.float64]:
+    """One hospital's numbers in the order of ``names``; a metric that it cannot give counts as none."""
+    values = {**said, "sites": 1.0} | {f"{name} known": float(value is not None) for name, value in said.items()}
+    return np.array([values.get(name) or 0.0 for name in names(plan, number)])
+
+
+def from_sums(plan: StudyPlan, number: int, sums: NDArray[np.float64]) -> Numbers:
+    """Sums by name; of a metric, the mean over the hospitals that could give it."""
+    said = dict(zip(names(plan, number), sums.tolist(), strict=True))
+    found: Numbers = {}
+    for name, value in said.items():
+        known = said.get(f"{name} known")
+        if known is not None:
+            found[name] = value / known if known else None
+        elif not name.endswith(" known"):
+            found[name] = value
+    return found
+
+
+def _known(metrics: Iterable[str]) -> tuple[str, ...]:
+    return tuple(name for metric in metrics for name in (metric, f"{metric} known"))
