@@ -190,8 +190,6 @@ class SecureSum:
             raise TicketRefused("The cohort names a hospital twice, or is not sorted.", mend=_COORDINATOR)
         if len({advert.key for advert in adverts}) < len(adverts):
             raise TicketRefused("Two hospitals of the cohort show the same key.", mend=_COORDINATOR)
-        if keys.public not in [advert.key for advert in adverts if advert.site == self.site]:
-            raise TicketRefused(f"The cohort lacks {self.site}, or shows another key for it.", mend=_COORDINATOR)
         least = max(self.min_cohort, self.plan.cohort.min_sites)
         if not least <= len(sites) <= self.plan.cohort.max_sites:
             raise TicketRefused(
@@ -199,6 +197,8 @@ class SecureSum:
                 f" {self.plan.cohort.max_sites}.",
                 mend="Wait for more hospitals, or ask this one to change its policy.",
             )
+        if keys.public not in [advert.key for advert in adverts if advert.site == self.site]:
+            raise TicketRefused(f"The cohort lacks {self.site}, or shows another key for it.", mend=_COORDINATOR)
         private = bytes.fromhex(keys.private)
         for advert in adverts:
             if advert.site == self.site:

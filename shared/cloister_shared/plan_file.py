@@ -231,7 +231,7 @@ def _explained(model: type[BaseModel], detail: ErrorDetails) -> Broken:
                 (*path, key), f"is not one of {', '.join(allowed)}", _did_you_mean(str(context["tag"]), allowed)
             )
         case "literal_error" | "enum":
-            allowed = re.findall(r"'([^']+)'", str(context["expected"]))
+            allowed = re.findall(r"[^', ]+", str(context["expected"]).replace(" or ", ", "))
             return Broken(path, f"is not one of {', '.join(allowed)}", _did_you_mean(str(detail["input"]), allowed))
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
             words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
