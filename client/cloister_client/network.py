@@ -1,7 +1,8 @@
 """A model with its task: output and gradient. Linear layers with ReLU between them need no autograd.
 
 On a small hospital's batch autograd's bookkeeping is most of the work. What such a network computes is a few matrix
-products, and numpy does them on the very same weights. Any other network is left to torch.
+products, and numpy does them on the very same weights, if the task says how its loss changes. Any other network or
+task is left to torch.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cloister_shared.tasks.zoo import Task
+from cloister_shared.tasks.zoo import Sloped, Task
 
 Values = NDArray[np.float32]
 
@@ -23,12 +24,13 @@ class Network:
 
     def __init__(self, model: nn.Module, task: Task) -> None:
         self.model, self.task, self.parameters = model, task, list(model.parameters())
-        views = [parameter.detach().numpy() for parameter in self.parameters] if _is_dense(model) else []
+        self._slope = task.slope if isinstance(task, Sloped) and _is_dense(model) else None
+        views = [parameter.detach().numpy() for parameter in self.parameters] if self._slope else []
         self._layers = list(zip(views[::2], views[1::2], strict=True))  # weight and bias of each
 
     def output(self, x: Tensor) -> Tensor:
         """What the model says of these rows when it is not in training."""
-        if self._layers:
+        if self._slope:
             return torch.from_numpy(self._forward(x.numpy())[-1])
         self.model.eval()
         with torch.no_grad():
@@ -36,8 +38,10 @@ class Network:
 
     def backward(self, x: Tensor, y: Tensor) -> None:
         """Leave the gradient of the mean loss over these rows in each parameter's ``grad``."""
-        if self._layers:
-            for parameter, gradient in zip(self.parameters, self._gradients(x.numpy(), y.numpy()), strict=True):
+        if self._slope:
+            *incoming, said = self._forward(x.numpy())
+            gradients = self._gradients(incoming, self._slope(said, y.numpy()))
+            for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 parameter.grad = torch.from_numpy(gradient)
             return
         self.model.train()
@@ -45,12 +49,11 @@ class Network:
         self.task.loss(self.model(x), y).backward()
 
     @_QUIET
-    def _gradients(self, x: Values, y: Values) -> list[Values]:
-        *incoming, said = self._forward(x)
-        slope, found = self.task.slope(said, y), list[Values]()
+    def _gradients(self, incoming: list[Values], slope: Values) -> list[Values]:
+        found = list[Values]()
         for (weight, _), came in zip(reversed(self._layers), reversed(incoming), strict=True):
             found[:0] = slope.T @ came, slope.sum(axis=0)
-            if came is not x:
+            if came is not incoming[0]:
                 slope = np.where(came <= 0, 0, slope @ weight)
         return found
 

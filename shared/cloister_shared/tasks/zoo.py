@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,13 +26,18 @@ class Task(Protocol):
         ...
 
     @staticmethod
-    def slope(output: NDArray[np.float32], target: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The derivative of ``loss`` by each output, shaped like the output."""
-        ...
-
-    @staticmethod
     def risk(output: Tensor) -> NDArray[np.float64]:
         """Predicted probability of the positive outcome, shape [n]."""
+        ...
+
+
+@runtime_checkable
+class Sloped(Task, Protocol):
+    """A task that also says how its loss changes: optional, and faster where the network is dense."""
+
+    @staticmethod
+    def slope(output: NDArray[np.float32], target: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The derivative of ``loss`` by each output, shaped like the output."""
         ...
 
 
