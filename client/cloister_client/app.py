@@ -80,8 +80,9 @@ class Site:
         self._digest = plan.digest  # taken once: every ticket is held against it
         model = initial_model(plan)
         self.layout = layout_of(plan, model)
-        self._shared, self._local = gathered(model, self.layout.shared), gathered(model, self.layout.local)
-        self.network = Network(model, task_of(plan))
+        self._vector = gathered(model, self.layout.shared + self.layout.local)
+        self._shared, self._local = np.split(self._vector, [self.layout.size])
+        self.network = Network(model, task_of(plan), self._vector)
         folder.mkdir(parents=True, exist_ok=True)
         self.answers, self.local = Answers(folder), LocalState(folder)
         self.ledger = Ledger(folder / "ledger.sqlite") if plan.private else None
@@ -142,7 +143,7 @@ class Site:
         found = {"final": in_full(self.network, test_rows, terms, seed)}
         if steps := self.plan.personalisation.fine_tune_steps:
             mechanism = self._plain(train_rows, ticket)
-            train(self.network.parameters, mechanism.gradient, self.plan.training, steps)
+            train(mechanism, self.plan.training, steps)
             found["fine-tuned"] = in_full(self.network, test_rows, terms, seed)
         return {name: _plain_values(metrics) for name, metrics in found.items()}
 
@@ -171,9 +172,10 @@ class Site:
         if mechanism.event:
             self._commit(ticket, mechanism.event)
         pull = plan.strategy.mu if isinstance(plan.strategy, FedProx) else 0.0
-        correction = self._correction(ticket, kept) if isinstance(plan.strategy, Scaffold) else None
-        terms, parameters = plan.training, self.network.parameters
-        train(parameters, mechanism.gradient, terms, terms.local_steps, pull=pull, correction=correction)
+        correction = None
+        if isinstance(plan.strategy, Scaffold):
+            correction = self._correction(ticket, kept, mechanism.parameters)
+        train(mechanism, plan.training, plan.training.local_steps, pull=pull, correction=correction)
         vectors: Vectors = {"update": self._shared - start}
         keep: Vectors = {"layers": self._local} if self.layout.local else {}
         if correction is not None:
@@ -185,15 +187,11 @@ class Site:
             self.local.save(run, number, keep)
         return self._reply(ticket, vectors, metrics=judged)
 
-    def _correction(self, ticket: Ticket, kept: Vectors) -> list[Tensor]:
+    def _correction(self, ticket: Ticket, kept: Vectors, parameters: Sequence[Tensor]) -> list[Tensor]:
         """SCAFFOLD's c - c_i, shaped like the parameters; zero for those that stay here."""
-        difference = ticket.vectors["control"] - kept.get("control", np.float32(0.0))
-        values = torch.from_numpy(difference).split([size for _, size in self.layout.shared])
-        parts = {name: part for (name, _), part in zip(self.layout.shared, values, strict=True)}
-        return [
-            parts[name].view_as(parameter) if name in parts else torch.zeros_like(parameter)
-            for name, parameter in self.network.model.named_parameters()
-        ]
+        whole = np.zeros_like(self._vector)
+        whole[: self.layout.size] = ticket.vectors["control"] - kept.get("control", np.float32(0.0))
+        return [torch.from_numpy(whole).as_strided(p.size(), p.stride(), p.storage_offset()) for p in parameters]
 
     def _mechanism(self, rows: Rows, ticket: Ticket) -> Mechanism:
         if not self.plan.private:

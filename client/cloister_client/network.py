@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cloister_shared.tasks.layout import gathered
 from cloister_shared.tasks.zoo import Sloped, Task
 
 Values = NDArray[np.float32]
@@ -22,12 +23,23 @@ _QUIET = np.errstate(over="ignore", invalid="ignore")  # as torch: what is not f
 class Network:
     """A model whose parameters stay where they are: they may be written, not moved."""
 
-    def __init__(self, model: nn.Module, task: Task) -> None:
-        self.model, self.task, self.parameters = model, task, list(model.parameters())
+    def __init__(self, model: nn.Module, task: Task, vector: Values | None = None) -> None:
+        """``vector`` is where the whole model lives, if it was ``gathered``; a dense one is, here at the latest."""
+        self.model, self.task, own = model, task, list(model.parameters())
         self._slope = task.slope if isinstance(task, Sloped) and _is_dense(model) else None
-        views = [parameter.detach().numpy() for parameter in self.parameters] if self._slope else []
-        self._layers = list(zip(views[::2], views[1::2], strict=True))  # weight and bias of each
+        self.parameters: list[Tensor] = [*own]
+        """What training changes, each with its gradient in ``grad``; of a dense network one vector."""
+        if self._slope:
+            if vector is None:
+                vector = gathered(model, tuple((name, part.numel()) for name, part in model.named_parameters()))
+            whole = torch.from_numpy(vector)
+            whole.grad = gradient = torch.zeros_like(whole)
+            self.parameters = [whole]
+            views = [part.detach().numpy() for part in own]
+            slots = [gradient.as_strided(part.size(), part.stride(), part.storage_offset()).numpy() for part in own]
+            self._layers = list(zip(views[::2], views[1::2], slots[::2], slots[1::2], strict=True))
 
+    @_QUIET
     def output(self, x: Tensor) -> Tensor:
         """What the model says of these rows when it is not in training."""
         if self._slope:
@@ -36,32 +48,26 @@ class Network:
         with torch.no_grad():
             return self.model(x)
 
-    def backward(self, x: Tensor, y: Tensor) -> None:
-        """Leave the gradient of the mean loss over these rows in each parameter's ``grad``."""
+    @_QUIET
+    def backward(self, x: Values, y: Values) -> None:
+        """Leave the gradient of the mean loss over these rows in the ``grad`` of ``parameters``."""
         if self._slope:
-            *incoming, said = self._forward(x.numpy())
-            gradients = self._gradients(incoming, self._slope(said, y.numpy()))
-            for parameter, gradient in zip(self.parameters, gradients, strict=True):
-                parameter.grad = torch.from_numpy(gradient)
+            *incoming, said = self._forward(x)
+            slope = self._slope(said, y)
+            for (weight, _, weights, biases), came in zip(reversed(self._layers), reversed(incoming), strict=True):
+                np.matmul(slope.T, came, out=weights)
+                np.sum(slope, axis=0, out=biases)
+                if came is not x:
+                    slope = np.where(came <= 0, 0, slope @ weight)
             return
         self.model.train()
         self.model.zero_grad(set_to_none=True)
-        self.task.loss(self.model(x), y).backward()
+        self.task.loss(self.model(torch.from_numpy(x)), torch.from_numpy(y)).backward()
 
-    @_QUIET
-    def _gradients(self, incoming: list[Values], slope: Values) -> list[Values]:
-        found = list[Values]()
-        for (weight, _), came in zip(reversed(self._layers), reversed(incoming), strict=True):
-            found[:0] = slope.T @ came, slope.sum(axis=0)
-            if came is not incoming[0]:
-                slope = np.where(came <= 0, 0, slope @ weight)
-        return found
-
-    @_QUIET
     def _forward(self, x: Values) -> list[Values]:
         """What comes into each layer, and at the end the output."""
         values = [x]
-        for weight, bias in self._layers:
+        for weight, bias, *_ in self._layers:
             if values[-1] is not x:
                 values[-1] = np.maximum(values[-1], 0)
             values.append(values[-1] @ weight.T + bias)

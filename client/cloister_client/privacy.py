@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,7 @@ from cloister_shared.schema import numbers
 from cloister_shared.tasks.zoo import Task
 
 Gradient = Callable[[], None]
-"""Draws a batch and leaves its gradient in each parameter's ``grad``."""
+"""Draws a batch and leaves its gradient in the ``grad`` of the mechanism's parameters."""
 
 
 Entropy = Callable[[int], bytes]
@@ -37,6 +37,7 @@ Entropy = Callable[[int], bytes]
 class Mechanism:
     """One study's local gradient and what each round of it costs (None: nothing is guaranteed)."""
 
+    parameters: Sequence[Tensor]
     gradient: Gradient
     event: Event | None
 
@@ -61,18 +62,20 @@ def gaussians(entropy: Entropy, count: int) -> NDArray[np.float64]:
 
 def plain(network: Network, rows: Rows, batch_size: int, generator: torch.Generator) -> Mechanism:
     """Ordinary mini-batches over shuffled epochs; an epoch goes on where the last step left it."""
-    batches = _epochs(len(rows), batch_size, generator)
+    x, y, batches = rows.x.numpy(), rows.y.numpy(), _epochs(len(rows), batch_size, generator)
 
     def gradient() -> None:
         batch = next(batches)
-        network.backward(rows.x[batch], rows.y[batch])
+        network.backward(x[batch], y[batch])
 
-    return Mechanism(gradient, None)
+    return Mechanism(network.parameters, gradient, None)
 
 
-def _epochs(rows: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+def _epochs(rows: int, batch_size: int, generator: torch.Generator) -> Iterator[NDArray[np.int64]]:
     while True:
-        yield from torch.randperm(rows, generator=generator).split(batch_size)
+        order = torch.randperm(rows, generator=generator).numpy()
+        for at in range(0, rows, batch_size):
+            yield order[at : at + batch_size]
 
 
 def dp_sgd(model: nn.Module, task: Task, rows: Rows, plan: StudyPlan, entropy: Entropy = os.urandom) -> Mechanism:
@@ -119,7 +122,7 @@ def dp_sgd(model: nn.Module, task: Task, rows: Rows, plan: StudyPlan, entropy: E
         _add_noise(optimizer.params, event.noise_multiplier * clip_norm, entropy)
         optimizer.scale_grad()
 
-    return Mechanism(gradient, event)
+    return Mechanism(optimizer.params, gradient, event)
 
 
 def training_event(plan: StudyPlan, rows: int) -> Event:

@@ -2,45 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cloister_client.privacy import Gradient
+from cloister_client.privacy import Mechanism
 from cloister_shared.plan import Training
 
 Step = Callable[[], None]
 
 
-def sgd(parameters: list[nn.Parameter], terms: Training) -> Step:
+def sgd(parameters: Sequence[Tensor], terms: Training) -> Step:
     """What torch.optim.SGD computes, without its bookkeeping, which takes longer than a small model's step."""
-    velocity: dict[nn.Parameter, Tensor] = {}
+    velocity: dict[Tensor, Tensor] = {}
 
     def step() -> None:
         for parameter in parameters:
             if (move := parameter.grad) is None:
                 continue
             if terms.momentum:
-                if parameter in velocity:
-                    move = terms.momentum * velocity[parameter] + move
-                velocity[parameter] = move
+                move = velocity[parameter] = terms.momentum * velocity.get(parameter, 0.0) + move
             parameter.sub_(move, alpha=terms.learning_rate)
 
     return step
 
 
-def adam(parameters: list[nn.Parameter], terms: Training) -> Step:
+def adam(parameters: Sequence[Tensor], terms: Training) -> Step:
     """Kingma and Ba 2015, by torch.optim."""
     return torch.optim.Adam(parameters, lr=terms.learning_rate).step
 
 
-OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], Training], Step]] = {"sgd": sgd, "adam": adam}
+OPTIMIZERS: dict[str, Callable[[Sequence[Tensor], Training], Step]] = {"sgd": sgd, "adam": adam}
 
 
 def train(
-    parameters: list[nn.Parameter],
-    gradient: Gradient,
+    mechanism: Mechanism,
     terms: Training,
     steps: int,
     *,
@@ -50,12 +47,13 @@ def train(
     """Take ``steps`` local steps in place.
 
     ``pull`` is FedProx's mu: each step is drawn back to where the round began. ``correction`` is SCAFFOLD's
-    c - c_i, one tensor for each parameter. Both are added after the noise; neither looks at a row.
+    c - c_i, one tensor for each of the mechanism's parameters. Both are added after the noise; neither looks at a row.
     """
+    parameters = mechanism.parameters
     step = OPTIMIZERS[terms.optimizer](parameters, terms)
     began = [parameter.detach().clone() for parameter in parameters] if pull else []
     for _ in range(steps):
-        gradient()
+        mechanism.gradient()
         with torch.no_grad():
             for at, parameter in enumerate(parameters if pull or correction else ()):
                 if parameter.grad is None:

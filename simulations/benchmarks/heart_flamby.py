@@ -138,7 +138,7 @@ def pooled(plan: StudyPlan, datasets: Mapping[str, Dataset]) -> dict[str, float]
     terms = plan.training.model_copy(update={"optimizer": "adam", "learning_rate": 0.001})
     steps = EPOCHS_POOLED * math.ceil(len(rows) / terms.batch_size)
     generator = torch.Generator().manual_seed(plan.seed)
-    train(network.parameters, plain(network, rows, terms.batch_size, generator).gradient, terms, steps)
+    train(plain(network, rows, terms.batch_size, generator), terms, steps)
     everywhere = accuracy(plan, network.model, normalised(tests, columns, constants))
     return {"pooled test": everywhere, **at_hospitals(plan, network.model, datasets)}
 

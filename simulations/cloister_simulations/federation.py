@@ -305,7 +305,7 @@ def _train_here(
         curve.append({"round": number, **seen})
         notice(arm, plan.seed, number, seen)
         if number < rounds:
-            train(network.parameters, mechanism.gradient, plan.training, plan.training.local_steps)
+            train(mechanism, plan.training, plan.training.local_steps)
     said = {site: (test.y.numpy().astype(float), risks(network, test)) for site, test in tests.items()}
     return curve, said
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from cloister_client.network import Network
-from cloister_client.privacy import plain
+from cloister_client.privacy import Mechanism, plain
 from cloister_client.train import train
 from cloister_shared.tasks import tabular
 from cloister_shared.tasks.layout import initial_model
@@ -48,12 +48,7 @@ def test_plain_sgd_is_the_textbooks(plan_with, rows, momentum, size):
         learning_rate=plan.training.learning_rate,
         momentum=momentum,
     )
-    train(
-        list(model.parameters()),
-        plain(Network(model, tabular), some, size, torch.Generator().manual_seed(5)).gradient,
-        plan.training,
-        11,
-    )
+    train(plain(Network(model, tabular), some, size, torch.Generator().manual_seed(5)), plan.training, 11)
     found = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-6)
 
@@ -83,20 +78,20 @@ def slope(model: nn.Linear, value: float):
     def gradient() -> None:
         model.weight.grad = torch.full((1, 1), value)
 
-    return gradient
+    return Mechanism([model.weight], gradient, None)
 
 
 def test_proximal_pull_by_hand(plan_with):
     """From 1: to 1 - .5 * 2 = 0, to 0 - .5 * (2 - .4 * 1) = -.8, to -.8 - .5 * (2 - .4 * 1.8) = -1.44."""
     model = one_weight(1.0)
-    train(list(model.parameters()), slope(model, 2.0), plan_with().training, 3, pull=0.4)
+    train(slope(model, 2.0), plan_with().training, 3, pull=0.4)
     assert model.weight.item() == pytest.approx(-1.44)
 
 
 def test_correction_by_hand(plan_with):
     """w2 = 1 - .5 * (2 - 3) - .5 * (2 - 3) = 2"""
     model = one_weight(1.0)
-    train(list(model.parameters()), slope(model, 2.0), plan_with().training, 2, correction=[torch.tensor([[-3.0]])])
+    train(slope(model, 2.0), plan_with().training, 2, correction=[torch.tensor([[-3.0]])])
     assert model.weight.item() == pytest.approx(2.0)
 
 
@@ -104,7 +99,7 @@ def test_adam_takes_steps_of_the_learning_rate(plan_with):
     """Whatever the slope: its first steps are of length learning_rate."""
     plan = plan_with(training={"optimizer": "adam", "learning_rate": 0.01})
     model = one_weight(1.0)
-    train(list(model.parameters()), slope(model, 123.0), plan.training, 3)
+    train(slope(model, 123.0), plan.training, 3)
     assert model.weight.item() == pytest.approx(1 - 3 * 0.01)
 
 
@@ -115,14 +110,8 @@ def test_parameters_without_gradient_stay(plan_with):
     def gradient() -> None:
         first.weight.grad = torch.ones(1, 1)
 
-    train(
-        list(model.parameters()),
-        gradient,
-        plan_with().training,
-        1,
-        pull=1.0,
-        correction=[torch.ones(1, 1), torch.ones(1, 1)],
-    )
+    mechanism = Mechanism(list(model.parameters()), gradient, None)
+    train(mechanism, plan_with().training, 1, pull=1.0, correction=[torch.ones(1, 1), torch.ones(1, 1)])
     assert [first.weight.item(), second.weight.item()] == [0.0, 1.0]
 
 
@@ -132,14 +121,9 @@ def test_sgd_is_torchs(plan_with, rows, momentum):
     plan = plan_with(training={"momentum": momentum, "learning_rate": 0.2})
     ours, theirs = initial_model(plan), initial_model(plan)
     some = rows(40)
-    train(
-        list(ours.parameters()),
-        plain(Network(ours, tabular), some, 8, torch.Generator().manual_seed(1)).gradient,
-        plan.training,
-        12,
-    )
-    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.2, momentum=momentum)
+    train(plain(Network(ours, tabular), some, 8, torch.Generator().manual_seed(1)), plan.training, 12)
     mechanism = plain(Network(theirs, tabular), some, 8, torch.Generator().manual_seed(1))
+    optimizer = torch.optim.SGD(mechanism.parameters, lr=0.2, momentum=momentum)
     for _ in range(12):
         mechanism.gradient()
         optimizer.step()
