@@ -56,7 +56,7 @@ class Network:
             slope = self._slope(said, y)
             for (weight, _, weights, biases), came in zip(reversed(self._layers), reversed(incoming), strict=True):
                 np.matmul(slope.T, came, out=weights)
-                np.sum(slope, axis=0, out=biases)
+                np.add.reduce(slope, out=biases)
                 if came is not x:
                     slope = np.where(came <= 0, 0, slope @ weight)
             return

@@ -29,7 +29,7 @@ Octets = dict[str, NDArray[np.uint8]]
 RunId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9\-]{1,64}$")]
 """Names files at the hospital, so it may hold no path."""
 
-_ENCODINGS = {"float32": ("cloister.float32.le", "<f4"), "uint8": ("cloister.octets", "u1")}
+_ENCODINGS = {"float32": ("cloister.float32.le", np.dtype("<f4")), "uint8": ("cloister.octets", np.dtype("u1"))}
 
 
 class _Header(BaseModel):
@@ -234,7 +234,7 @@ def _ticket(content: RecordDict, kind: type[Kind]) -> tuple[Kind, Vectors]:
 
 
 def _array(vector: NDArray[Any]) -> Array:
-    kind = str(vector.dtype)
+    kind = vector.dtype.name
     if kind not in _ENCODINGS or vector.ndim != 1:
         raise TypeError("only flat vectors of float32 or of octets travel")
     encoding, order = _ENCODINGS[kind]
@@ -260,11 +260,10 @@ def _unpack(content: RecordDict) -> tuple[str, Vectors, Octets]:
 
 
 def _vector(name: str, array: Array) -> NDArray[Any]:
-    encoding, order = _ENCODINGS.get(array.dtype, ("", ""))
+    encoding, order = _ENCODINGS.get(array.dtype, ("", np.dtype("u1")))
     if not encoding or array.stype != encoding:
         raise TypeError(f"vector {name} is {array.dtype} in {array.stype}, not float32 in {_ENCODINGS['float32'][0]}")
-    size = np.dtype(order).itemsize
-    if len(array.shape) != 1 or len(array.data) != size * array.shape[0]:
+    if len(array.shape) != 1 or len(array.data) != order.itemsize * array.shape[0]:
         raise ValueError(f"vector {name} says shape {tuple(array.shape)} and holds {len(array.data)} bytes")
     return np.frombuffer(array.data, dtype=order)
 

@@ -99,13 +99,13 @@ def auroc(y: Vector, p: Vector, weights: Matrix | None = None) -> float | Vector
     """
     if weights is None:
         y, p = _checked(y, p)
-        positive, negative = p[y == 1], np.sort(p[y == 0])
+        sick = y == 1
+        positive, negative = p[sick], np.sort(p[~sick])
         pairs = len(positive) * len(negative)
         if pairs == 0:
             return float("nan")
-        below = np.searchsorted(negative, positive, side="left").sum()
-        not_above = np.searchsorted(negative, positive, side="right").sum()
-        return float(below + not_above) / (2 * pairs)
+        beaten = np.searchsorted(negative, positive, side="left") + np.searchsorted(negative, positive, side="right")
+        return float(beaten.sum()) / (2 * pairs)
     hits, called = _threshold_curve(y, p, weights)
     false_alarms = called - hits
     area = np.einsum("bg,bg->b", np.diff(false_alarms), (hits[:, 1:] + hits[:, :-1]) / 2)

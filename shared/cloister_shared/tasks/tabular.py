@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from torch.nn import functional
 
 from cloister_shared.plan import StudyPlan
 from cloister_shared.schema import columns
+
+Float = TypeVar("Float", np.float32, np.float64)
 
 
 def model(plan: StudyPlan) -> nn.Module:
@@ -34,10 +37,13 @@ def loss(output: Tensor, target: Tensor) -> Tensor:
 
 def slope(output: NDArray[np.float32], target: NDArray[np.float32]) -> NDArray[np.float32]:
     """How the mean loss changes with each logit; shape [n, 1]."""
-    risks = np.exp(-np.logaddexp(np.float32(0), -output))
-    return (risks - target[:, None]) / np.float32(len(target))
+    return (_sigmoid(output) - target[:, None]) / np.float32(len(target))
 
 
 def risk(output: Tensor) -> NDArray[np.float64]:
     """Predicted probabilities of the positive outcome, shape [n]."""
-    return output.squeeze(1).double().sigmoid().numpy()
+    return _sigmoid(output.numpy()[:, 0].astype(np.float64))
+
+
+def _sigmoid(logits: NDArray[Float]) -> NDArray[Float]:
+    return np.exp(-np.logaddexp(0, -logits))
