@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,13 +78,13 @@ class SecureSum:
     # --- set-up, once a run --------------------------------------------------------------------------------
     def advert(self, ticket: TicketHeader) -> str:
         """This hospital's signed key for a run; the same however often it is asked for."""
-        path = self._path(ticket.run)
-        if path.exists():
-            keys = self._read(ticket.run)
-        else:
-            private, public = masking.new_key()
-            keys = _Keys(public=public, private=private.hex())
-            self._write(ticket.run, keys)
+        with self._locked(ticket.run) as path:
+            if path.exists():
+                keys = self._read(ticket.run)
+            else:
+                private, public = masking.new_key()
+                keys = _Keys(public=public, private=private.hex())
+                self._write(ticket.run, keys)
         terms = {"run": ticket.run, "plan": self.plan_digest, "site": self.site, "key": keys.public}
         return sign(self.identity, Advert(**terms, min_cohort=self.min_cohort))
 
@@ -94,6 +96,10 @@ class SecureSum:
             TicketRefused: the cohort is not one that this hospital accepts, or the round is over, or was agreed
                 to under other terms.
         """
+        with self._locked(ticket.header.run):
+            self._admit(ticket)
+
+    def _admit(self, ticket: Ticket) -> None:
         header, keys = ticket.header, self._read(ticket.header.run)
         digest = hashlib.sha256(json.dumps(header.cohort).encode()).hexdigest()
         if not keys.cohort:
@@ -124,7 +130,7 @@ class SecureSum:
         """
         header, keys = ticket.header, self._read(ticket.header.run)
         assert keys.transcript == ticket.transcript, "a ticket is admitted before it is worked on"
-        transcript, sites = keys.transcript, sorted(keys.chains)
+        transcript = keys.transcript
         chains = {site: bytes.fromhex(chain) for site, chain in keys.chains.items()}
         seeds = {site: round_seed(chain, transcript, "mask") for site, chain in chains.items()}
         masks = Masks((seed, 1 if site == self.site else masking.sign(self.site, site)) for site, seed in seeds.items())
@@ -134,13 +140,23 @@ class SecureSum:
         for name in masking.VECTORS:
             if name in reply.vectors:
                 vector = self._sound(name, reply.vectors[name])
-                ring, over = encoding.encode(vector, weights.get(name, 1 / len(sites)), masks)
+                ring, over = encoding.encode(vector, weights.get(name, 1 / len(chains)), masks)
                 octets[name], clipped = encoding.pack(ring), clipped + over / vector.size
         said = self._numbers(reply) | {"clipped": clipped}
         numbers = masking.to_limbs(tally.to_vector(self.plan, header.round, said))
         masks.add_to(numbers)
         octets["tally"] = numbers.astype("<u4").view(np.uint8)
 
+        octets["shares"] = np.frombuffer(self._shares(chains, seeds, transcript), np.uint8)
+        signed = sign(self.identity, Statement(transcript=transcript, site=self.site, masked=digest_of(octets)))
+        plain = ReplyHeader(
+            run=header.run, round=header.round, site=self.site, layout=reply.header.layout, signed=signed
+        )
+        return Reply(plain, {}, octets)
+
+    def _shares(self, chains: dict[str, bytes], seeds: dict[str, bytes], transcript: str) -> bytes:
+        """Of each seed a sealed share for every hospital, a row a hospital; then the seeds' fingerprints."""
+        sites = sorted(seeds)
         secrets = [seeds[site] for site in sites]
         polynomials = round_seed(chains[self.site], transcript, "polynomials")
         rows = masking.deal(secrets, masking.threshold(len(sites)), len(sites), polynomials)
@@ -154,12 +170,7 @@ class SecureSum:
             )
         ]
         prints = [masking.fingerprint(secret, transcript, self.site, slot) for slot, secret in enumerate(secrets)]
-        octets["shares"] = np.frombuffer(b"".join(sealed + prints), np.uint8)
-        signed = sign(self.identity, Statement(transcript=transcript, site=self.site, masked=digest_of(octets)))
-        plain = ReplyHeader(
-            run=header.run, round=header.round, site=self.site, layout=reply.header.layout, signed=signed
-        )
-        return Reply(plain, {}, octets)
+        return b"".join(sealed + prints)
 
     def unmask(self, request: UnmaskHeader) -> Reply:
         """Give away the keys of this hospital's shares: of the self masks of those in the sum, and of the masks
@@ -168,16 +179,17 @@ class SecureSum:
         Raises:
             TicketRefused: another question was answered for this round, or this one may not be answered at all.
         """
-        keys = self._read(request.run)
-        question = hashlib.sha256(
-            json.dumps([request.round, request.transcript, request.active, request.dropped]).encode()
-        ).hexdigest()
-        if not hmac.compare_digest(question, keys.question):
-            self._may_answer(request, keys)
-            answer = self._answer(request, keys)
-            _advance(keys, request.round + 1)
-            keys.question, keys.answer = question, answer.hex()
-            self._write(request.run, keys)  # before a key leaves: a restart cannot be used to ask twice
+        with self._locked(request.run):
+            keys = self._read(request.run)
+            question = hashlib.sha256(
+                json.dumps([request.round, request.transcript, request.active, request.dropped]).encode()
+            ).hexdigest()
+            if not hmac.compare_digest(question, keys.question):
+                self._may_answer(request, keys)
+                answer = self._answer(request, keys)
+                _advance(keys, request.round + 1)
+                keys.question, keys.answer = question, answer.hex()
+                self._write(request.run, keys)  # before a key leaves: a restart cannot be used to ask twice
         given = np.frombuffer(bytes.fromhex(keys.answer), np.uint8)
         return Reply(ReplyHeader(run=request.run, round=request.round, site=self.site), {}, {"keys": given})
 
@@ -288,6 +300,13 @@ class SecureSum:
         return found
 
     # --- the file --------------------------------------------------------------------------------------------
+    @contextmanager
+    def _locked(self, run: str) -> Generator[Path, None, None]:
+        """Two requests at once cannot both find a round unanswered."""
+        path = self._path(run)
+        with durable.locked(path):
+            yield path
+
     def _path(self, run: str) -> Path:
         return self.folder / f"{run}.keys.json"
 

@@ -90,6 +90,7 @@ def _adverts(study: Study, grid: Grid) -> dict[str, str]:
         QuorumLost: too few hospitals gave one.
     """
     given: dict[str, str] = {}
+    least: dict[str, int] = {}
 
     def accept(site: str, message: Message) -> None:
         envelope = unpack_reply(message.content).header.signed
@@ -99,9 +100,12 @@ def _adverts(study: Study, grid: Grid) -> dict[str, str]:
             raise ReplyRejected(refusal.said) from None
         if said.site != site:
             raise ReplyRejected(f"the key is {said.site}'s")
-        given[site] = envelope
+        given[site], least[site] = envelope, said.min_cohort
 
     silent = collect(grid, send(study, ticket(study, 0), grid, "query.advertise"), study.plan.round_timeout, accept)
+    while leaves := [site for site in given if least[site] > len(given)]:
+        silent |= {site: f"takes part with {least[site]} hospitals or more" for site in leaves}
+        given = {site: envelope for site, envelope in given.items() if site not in leaves}
     require_quorum("Keys for the secure sum", len(given), study.plan.cohort.min_sites, silent)
     return dict(sorted(given.items()))
 

@@ -90,6 +90,8 @@ class Result:
     """Under the secure sum: all that the coordinator learned of the final model's metrics, means over hospitals."""
     clipped: float = 0.0
     """Under the secure sum: the largest share of an update's parameters that was clipped in any round."""
+    glimpse: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Under the secure sum: what the coordinator received from one hospital in the last round, and what it learned."""
     seconds: float = 0.0
     plan: str = ""
     """Digest of the plan that this arm ran."""
@@ -253,6 +255,7 @@ def run_federated(
     if plan.aggregation.secure_sum:
         sent = {name: site.judge(tickets[name]) for name, site in sites.items() if name not in final.silent}
         result.learned, result.clipped = final.numbers, max(record["numbers"]["clipped"] for record in rounds)
+        result.glimpse = rounds[-1]["glimpse"]
     judged = {name: _estimates(estimates, len(said[name][0])) for name, estimates in sent.items()}
     result.sites = {name: judged.get(name, {}).get("final", {}) for name in sites}
     result.tuned = {name: found["fine-tuned"] for name, found in judged.items() if found.get("fine-tuned")}

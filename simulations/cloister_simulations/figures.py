@@ -126,6 +126,24 @@ def forest(hospitals: Mapping[str, Mapping[Arm, Estimate]]) -> str:
         return _svg(figure, "AUROC of each hospital with its interval, for each way to train")
 
 
+def received_and_learned(glimpse: Mapping[str, Any], bits: int) -> str:
+    """One hospital's masked update as it arrived, beside the mean that the coordinator learned from the sum."""
+    with _style("glimpse"):
+        figure = Figure(figsize=(9.2, 2.6), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        at = np.arange(1, len(glimpse["received"]) + 1)
+        look: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 3}
+        left.plot(at, np.array(glimpse["received"]) / 2.0 ** (bits - 1), color=_PRIVATE[0], **look)
+        left.set(title=f"received from {glimpse['site']}", ylabel="integer, −1 to 1 is the ring", ylim=(-1.05, 1.05))
+        right.vlines(at, 0, glimpse["learned"], color="#2f6fdb", linewidth=1)
+        right.plot(at, glimpse["learned"], color="#2f6fdb", **look)
+        right.set(title="learned: the mean of all hospitals", ylabel="change of the parameter")
+        for axes in (left, right):
+            axes.set_xlabel("parameter")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        return _svg(figure, "What the coordinator received from one hospital, and what it learned from all")
+
+
 def _style(salt: str) -> AbstractContextManager[None]:
     """``salt`` makes the ids of a drawing its own, and the same ones each time."""
     style: dict[Any, Any] = {**_STYLE, "svg.hashsalt": salt}

@@ -115,9 +115,27 @@ def html(comparison: Comparison) -> str:
         calibrations={arm: figures.calibration(arm, list(arms), found) for arm, found in arms.items()},
         forest=figures.forest(dict(list(drawn.items())[:_MOST_IN_FIGURE])) if drawn else "",
         in_figure=min(len(drawn), _MOST_IN_FIGURE),
+        coordinator=_coordinator(comparison),
         missed=missed[:_MOST_MISSED],
         missed_more=max(0, len(missed) - _MOST_MISSED),
     )
+
+
+def _coordinator(comparison: Comparison) -> dict[str, Any] | None:
+    """What the coordinator saw under the secure sum, of the last run without noise if there is one."""
+    seen = [result for result in comparison.results if result.glimpse]
+    shown = next((result for result in seen if result.arm.kind == "federated"), seen[0] if seen else None)
+    if shown is None:
+        return None
+    learned = {name.removeprefix("final "): value for name, value in shown.learned.items() if "final" in name}
+    return {
+        "arm": shown.arm,
+        "site": shown.glimpse["site"],
+        "drawn": figures.received_and_learned(shown.glimpse, comparison.scenario.plan.aggregation.bits),
+        "auroc": learned.get("auroc"),
+        "rows": shown.learned.get("rows"),
+        "clipped": max(result.clipped for result in seen),
+    }
 
 
 def versions() -> dict[str, str]:

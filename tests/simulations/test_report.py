@@ -245,3 +245,22 @@ def test_many_hospitals_and_many_epsilons_still_fit(comparison):
     text = printed(replace(comparison, results=results, rows=dict.fromkeys(names, counts)))
     assert max(map(len, text.splitlines())) <= 100
     assert "The 20 largest of 40 hospitals" in text
+
+
+def test_what_the_coordinator_saw_is_shown(comparison):
+    assert "What the coordinator saw" not in report.html(comparison)
+    glimpse = {"site": "birch", "received": [5, -(2**31), 2**31 - 1], "learned": [0.1, -0.2, 0.0]}
+    results = [
+        replace(result, glimpse=glimpse, clipped=0.015, learned={"rows": 486.0, "final auroc": 0.8768})
+        if result.arm.kind == "federated"
+        else result
+        for result in comparison.results
+    ]
+    page = words(report.html(replace(comparison, results=results)))
+    for text in (
+        "received from birch",
+        "one mean AUROC over hospitals, 0.877",
+        "486 training rows together",
+        "up to 1.5%",
+    ):
+        assert text in page, text

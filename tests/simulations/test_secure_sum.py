@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+import threading
 from collections.abc import Iterator, Sequence
 from itertools import combinations, product
 from pathlib import Path
@@ -485,3 +486,28 @@ def test_who_masks_otherwise_than_it_says_spoils_a_sum_that_is_then_refused(five
         total.open(name, five.hospitals[name].unmask(total.question(name)))
     with pytest.raises(QuorumLost, match="masked otherwise than it said"):
         total.mean({})
+
+
+def test_two_questions_at_once_have_one_answer(tmp_path):
+    """Threads that ask a hospital to open the same round for two different sums: one of them is refused."""
+    some = Consortium(tmp_path, 6)
+    total = collected(some, 1)
+    question = total.question("h000")
+    asked = [question, question.model_copy(update=without(question, "h005"))]
+    outcomes: list[str] = []
+    start = threading.Barrier(2)
+
+    def ask(which: UnmaskHeader) -> None:
+        start.wait()
+        try:
+            some.open("h000").unmask(which)
+            outcomes.append("answered")
+        except TicketRefused:
+            outcomes.append("refused")
+
+    threads = [threading.Thread(target=ask, args=(which,)) for which in asked]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["answered", "refused"]
