@@ -6,6 +6,7 @@ control variate), one file a round so that a round can be done over.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from cloister_shared import durable
@@ -19,6 +20,10 @@ class Answers:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+
+    def locked(self, run: str) -> AbstractContextManager[None]:
+        """Wait until no other request of the run is being worked on."""
+        return durable.locked(self._path(run))
 
     def save(self, ticket: str, reply: Reply) -> None:
         """Keep a reply before it is sent."""

@@ -109,15 +109,11 @@ class Site:
         return Reply(header)
 
     def statistics(self, ticket: Ticket) -> Reply:
-        """Noisy sums of the number features over this hospital's training rows, and under the secure sum its rows."""
-        federated = self.plan.normalisation.method == "federated"
-        weighted = self.secure is not None and self.plan.aggregation.weights == "rows"
-        if not federated and not weighted:
+        """Noisy sums of the number features over this hospital's training rows, for federated normalisation."""
+        if self.plan.normalisation.method != "federated":
             raise TicketRefused("The plan does not ask for federated statistics.", mend="Correct the coordinator.")
 
         def work() -> Reply:
-            if not federated:
-                return self._reply(ticket, {})
             at = [i for i, c in enumerate(self.dataset.columns) if c.kind == "number" and not c.absent]
             event = statistics_event(self.plan)
             if event:
@@ -255,10 +251,11 @@ class Site:
         if not (self.plan.private or self._keeps or self.secure):
             return work()
         digest = ticket.digest
-        reply = self.answers.find(ticket.header.run, digest)
-        if reply is None:
-            reply = work()
-            self.answers.save(digest, reply)
+        with self.answers.locked(ticket.header.run):  # or two at once would both find none
+            reply = self.answers.find(ticket.header.run, digest)
+            if reply is None:
+                reply = work()
+                self.answers.save(digest, reply)
         return self.secure.mask(ticket, reply) if self.secure else reply
 
     def _commit(self, ticket: Ticket, event: Event) -> None:

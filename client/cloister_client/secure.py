@@ -49,6 +49,7 @@ class _Keys(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
 
+    plan: str
     public: str
     private: str = Field(default="", repr=False)
     """X25519, until the chains are made from it."""
@@ -83,7 +84,7 @@ class SecureSum:
                 keys = self._read(ticket.run)
             else:
                 private, public = masking.new_key()
-                keys = _Keys(public=public, private=private.hex())
+                keys = _Keys(plan=self.plan_digest, public=public, private=private.hex())
                 self._write(ticket.run, keys)
         terms = {"run": ticket.run, "plan": self.plan_digest, "site": self.site, "key": keys.public}
         return sign(self.identity, Advert(**terms, min_cohort=self.min_cohort))
@@ -107,7 +108,6 @@ class SecureSum:
             keys.cohort = digest
         elif keys.cohort != digest:
             raise TicketRefused("The cohort changed within the run.", mend="Start a new run.")
-        self._weight(ticket)
         if header.round < keys.round:
             raise TicketRefused(f"Round {header.round} is over here.", mend="Go on with the next round.")
         if header.round == keys.round and keys.transcript:
@@ -126,22 +126,23 @@ class SecureSum:
         The vectors of ``reply`` are used up.
 
         Raises:
-            UpdateRefused: a vector is not finite, or the update's norm is above the plan's.
+            UpdateRefused: a vector is not finite, or the hospital has more rows than the plan allows.
         """
         header, keys = ticket.header, self._read(ticket.header.run)
-        assert keys.transcript == ticket.transcript, "a ticket is admitted before it is worked on"
+        if keys.transcript != ticket.transcript:
+            raise TicketRefused(f"{self.site} did not agree to this ticket.", mend=_COORDINATOR)
         transcript = keys.transcript
         chains = {site: bytes.fromhex(chain) for site, chain in keys.chains.items()}
         seeds = {site: round_seed(chain, transcript, "mask") for site, chain in chains.items()}
         masks = Masks((seed, 1 if site == self.site else masking.sign(self.site, site)) for site, seed in seeds.items())
 
-        octets, clipped = Octets(), 0
-        encoding, weights = encoding_of(self.plan), {"update": self._weight(ticket, reply.header.rows)}
+        octets, clipped = Octets(), 0.0
+        encoding, weights = encoding_of(self.plan), {"update": self._weight(len(chains), reply.header.rows)}
         for name in masking.VECTORS:
             if name in reply.vectors:
-                vector = self._sound(name, reply.vectors[name])
+                vector, shrunk = self._within(name, reply.vectors[name])
                 ring, over = encoding.encode(vector, weights.get(name, 1 / len(chains)), masks)
-                octets[name], clipped = encoding.pack(ring), clipped + over / vector.size
+                octets[name], clipped = encoding.pack(ring), max(clipped, float(shrunk), over / vector.size)
         said = self._numbers(reply) | {"clipped": clipped}
         numbers = masking.to_limbs(tally.to_vector(self.plan, header.round, said))
         masks.add_to(numbers)
@@ -211,6 +212,7 @@ class SecureSum:
             )
         if keys.public not in [advert.key for advert in adverts if advert.site == self.site]:
             raise TicketRefused(f"The cohort lacks {self.site}, or shows another key for it.", mend=_COORDINATOR)
+        self._refuse_differences(sites)
         private = bytes.fromhex(keys.private)
         for advert in adverts:
             if advert.site == self.site:
@@ -223,6 +225,18 @@ class SecureSum:
                     raise TicketRefused(f"{advert.site}: {odd}.", mend="That hospital needs a new key.") from None
             keys.chains[advert.site] = chain.hex()
         keys.private = ""
+
+    def _refuse_differences(self, sites: list[str]) -> None:
+        """Without noise, the same plan run with another cohort gives the same updates: two sums whose difference
+        is one hospital's. With it, the ledger counts all runs of a plan.
+        """
+        for path in () if self.plan.private else self.folder.glob("*.keys.json"):
+            other = _Keys.model_validate_json(path.read_text(encoding="utf-8"))
+            if other.plan == self.plan_digest and other.chains and sorted(other.chains) != sites:
+                raise TicketRefused(
+                    f"{self.site} took part in a run of this plan with other hospitals; two sums tell the difference.",
+                    mend="Give the plan a new version and have it approved, or add differential privacy.",
+                )
 
     def _advert(self, envelope: str, run: str) -> Advert:
         """A cohort member's key, if a pinned hospital signed it for this run of this plan."""
@@ -270,24 +284,26 @@ class SecureSum:
             given += [own[sites.index(slot)] for slot in (dealer, *request.dropped)]
         return b"".join(given)
 
-    def _weight(self, ticket: Ticket, rows: int | None = None) -> float:
-        """This hospital's share of the mean: one in the cohort, or its rows among all of them."""
-        header = ticket.header
-        if self.plan.aggregation.weights == "equal" or header.round == 0:
-            return 1 / len(header.cohort)
-        if header.total_rows is None:
-            raise TicketRefused("The ticket lacks the hospitals' total of rows.", mend=_COORDINATOR)
-        if rows is not None and rows > header.total_rows:
-            raise TicketRefused(f"{self.site} alone has more rows than the ticket's total.", mend=_COORDINATOR)
-        return (rows or 0) / header.total_rows
+    def _weight(self, sites: int, rows: int) -> float:
+        """This hospital's part in the mean, at most 1 / sites. The coordinator has no say in it."""
+        terms = self.plan
+        if terms.aggregation.weights == "equal":
+            return 1 / sites
+        if rows > terms.cohort.max_rows:
+            raise UpdateRefused(f"{self.site} has more rows than the plan's cohort.max_rows.")
+        return rows / (sites * terms.cohort.max_rows)
 
-    def _sound(self, name: str, vector: Vector) -> Vector:
-        norm = float(np.linalg.norm(vector))
+    def _within(self, name: str, vector: Vector) -> tuple[Vector, bool]:
+        """A vector to write into, its norm within the plan's, and whether it had to be made smaller.
+
+        Smaller rather than refused: a refusal would tell the coordinator something of one hospital's update.
+        """
+        norm, most = float(np.linalg.norm(vector)), self.plan.aggregation.max_update_norm
         if not np.isfinite(norm):
             raise UpdateRefused(f"The {name} of {self.site} is not finite.")
-        if name == "update" and norm > self.plan.aggregation.max_update_norm:
-            raise UpdateRefused(f"The update's norm is above the plan's {self.plan.aggregation.max_update_norm:g}.")
-        return vector if vector.flags.writeable else vector.copy()
+        if name == "update" and norm > most:
+            return vector * np.float32(most / norm), True
+        return (vector if vector.flags.writeable else vector.copy()), False
 
     def _numbers(self, reply: Reply) -> tally.Numbers:
         """Metrics, rows and statistics, by their names in the tally."""
@@ -315,9 +331,12 @@ class SecureSum:
         if not path.exists():
             raise TicketRefused(f"{self.site} has given no key for this run.", mend="Ask for its key first.")
         try:
-            return _Keys.model_validate_json(path.read_text(encoding="utf-8"))
+            keys = _Keys.model_validate_json(path.read_text(encoding="utf-8"))
         except (ValidationError, ValueError):
             raise KeyBroken(f"{path} is damaged.", mend="Start a new run.") from None
+        if keys.plan != self.plan_digest:
+            raise TicketRefused("The run is of another plan.", mend="Start a new run.")
+        return keys
 
     def _write(self, run: str, keys: _Keys) -> None:
         durable.save_secret(self._path(run), keys.model_dump_json())

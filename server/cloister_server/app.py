@@ -76,10 +76,8 @@ def open_study(plan: StudyPlan, store: Store, grid: Grid) -> Study:
         if not study.checkpoint().cohort:
             store.save(replace(study.checkpoint(), cohort=_adverts(study, grid)))
         study = replace(study, cohort=study.checkpoint().cohort)
-    now = study.checkpoint()
-    weighted = secure and plan.aggregation.weights == "rows"
-    if (plan.normalisation.method == "federated" and now.normalisation is None) or (weighted and not now.total_rows):
-        store.save(_opening(study, grid))
+    if plan.normalisation.method == "federated" and study.checkpoint().normalisation is None:
+        store.save(replace(study.checkpoint(), normalisation=_federated_constants(study, grid)))
     return study
 
 
@@ -121,23 +119,17 @@ def _enrol(plan: StudyPlan, layout: Layout, grid: Grid) -> dict[str, int]:
     return enrol(plan, layout.digest, introduced, absent)
 
 
-def _opening(study: Study, grid: Grid) -> Checkpoint:
-    """What must be known of all hospitals before round 1, from their (noisy) sums: round 0.
+def _federated_constants(study: Study, grid: Grid) -> Constants:
+    """Centre and scale of each number feature from the hospitals' (noisy) sums: round 0.
 
     Raises:
         QuorumLost: too few hospitals gave their sums.
     """
     plan, names = study.plan, tally.statistics(study.plan)
-    total, answered = np.zeros(len(names)), list[str]()
     if plan.aggregation.secure_sum:
-        mean = ask_all(study, 0, grid)
-        sums = np.array([mean.numbers[name] for name in names], dtype=float)
-        rows = mean.numbers.get("rows")
-        return replace(
-            study.checkpoint(),
-            normalisation=federated_constants(plan, sums) if names else None,
-            total_rows=round(rows) if rows else None,
-        )
+        said = ask_all(study, 0, grid).numbers
+        return federated_constants(plan, np.array([said[name] for name in names], dtype=float))
+    total, answered = np.zeros(len(names)), list[str]()
 
     def accept(site: str, message: Message) -> None:
         sums = unpack_reply(message.content).vectors.get("statistics")
@@ -148,7 +140,7 @@ def _opening(study: Study, grid: Grid) -> Checkpoint:
 
     silent = collect(grid, send(study, ticket(study, 0), grid, "query.statistics"), plan.round_timeout, accept)
     require_quorum("Statistics", len(answered), plan.cohort.min_sites, silent)
-    return replace(study.checkpoint(), normalisation=federated_constants(plan, total))
+    return federated_constants(plan, total)
 
 
 def federated_constants(plan: StudyPlan, sums: NDArray[np.float64]) -> Constants:

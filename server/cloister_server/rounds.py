@@ -118,7 +118,6 @@ def ticket(study: Study, number: int) -> Ticket:
         round=number,
         site="",
         normalisation=now.normalisation,
-        total_rows=now.total_rows,
         cohort=tuple(study.cohort.values()),
     )
     return Ticket(header, vectors)

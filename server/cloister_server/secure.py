@@ -200,8 +200,8 @@ class MaskedTotal:
     def _means(self, numbers: Numbers) -> dict[str, NDArray[np.float32]]:
         encoding, here = encoding_of(self.plan), len(self.active)
         weights = {"update": here / len(self.sites), "control": here / len(self.sites)}
-        if self.terms.total_rows and (rows := numbers.get("rows")):
-            weights["update"] = rows / self.terms.total_rows
+        if rows := numbers.get("rows"):
+            weights["update"] = rows / (len(self.sites) * self.plan.cohort.max_rows)
         return {
             name: encoding.decode(self._vectors.pop(name), weights[name], here)
             for name in masking.VECTORS
@@ -212,7 +212,7 @@ class MaskedTotal:
         """One seed from the first shares that open. A key that opens nothing is told under its holder's name."""
         need, column = masking.threshold(len(self.sites)), self.sites.index(slot)
         asked = (dealer, *self.dropped).index(slot) + self.active.index(dealer) * (1 + len(self.dropped))
-        shares: dict[int, int] = {}
+        shares, wrong = dict[int, int](), list[str]()
         for holder, keys in self._keys.items():
             if len(shares) == need:
                 break
@@ -222,17 +222,23 @@ class MaskedTotal:
                 key = keys[asked * 32 : asked * 32 + 32].tobytes()
                 shares[row] = masking.unseal(self._shares[dealer][at : at + masking.SEALED], key)
             except ReplyRejected as odd:
+                wrong.append(holder)
                 self.rejected[holder] = f"in the sum; but of {dealer}'s shares {odd}"
         end = (column - len(self.sites)) * 32
         print_ = self._shares[dealer][end : end + 32 or None]
-        if len(shares) == need:
-            try:
-                seed = masking.combine(shares)
-            except ReplyRejected:
-                seed = b""
-            if hmac.compare_digest(masking.fingerprint(seed, self.transcript, dealer, column), print_):
-                return seed
-        raise QuorumLost(f"Round {self.number}: the shares that {dealer} dealt open no seed.", mend=_LOST)
+        if len(shares) < need:
+            raise QuorumLost(
+                f"Round {self.number}: {len(shares)} of {need} keys open the shares that {dealer} dealt; not those of"
+                f" {', '.join(wrong)}. Either they gave wrong keys or {dealer} sealed garbage.",
+                mend="Ask them; without whoever it is, start a new run.",
+            )
+        try:
+            seed = masking.combine(shares)
+        except ReplyRejected:
+            seed = b""
+        if not hmac.compare_digest(masking.fingerprint(seed, self.transcript, dealer, column), print_):
+            raise QuorumLost(f"Round {self.number}: the shares that {dealer} dealt open no seed.", mend=_LOST)
+        return seed
 
 
 _TALLY = Encoding(32, 1.0, 0)

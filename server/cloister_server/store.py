@@ -55,8 +55,6 @@ class Checkpoint:
     model: NDArray[np.float32]
     state: dict[str, NDArray[np.float32]] = field(default_factory=dict[str, NDArray[np.float32]])
     normalisation: Constants | None = None
-    total_rows: int | None = None
-    """Training rows of all hospitals, where a secure sum is weighted by them."""
     cohort: dict[str, str] = field(default_factory=dict[str, str])
     """Of a secure sum: each hospital of the run with its signed key, sorted by name."""
 
@@ -87,8 +85,8 @@ class Store:
         pairs = header["normalisation"]
         normalisation = tuple((float(centre), float(scale)) for centre, scale in pairs) if pairs else None
         model = arrays.pop("model")
-        constants = (normalisation, header["total_rows"], header["cohort"])
-        return Checkpoint(header["run"], header["plan"], header["round"], model, arrays, *constants)
+        cohort = header["cohort"]
+        return Checkpoint(header["run"], header["plan"], header["round"], model, arrays, normalisation, cohort)
 
     def save(self, checkpoint: Checkpoint, record: RoundRecord | None = None) -> None:
         """Append the round's line, then replace the checkpoint, which is what counts."""
@@ -101,7 +99,6 @@ class Store:
             "plan": checkpoint.plan,
             "round": checkpoint.round,
             "normalisation": checkpoint.normalisation,
-            "total_rows": checkpoint.total_rows,
             "cohort": checkpoint.cohort,
         }
         durable.save(self._checkpoint, header, {"model": checkpoint.model, **checkpoint.state})

@@ -94,8 +94,7 @@ def read_roster(path: Path) -> Roster:
     """
     try:
         found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-        for public in found.values():
-            _public(public)
+        found = {site: _public(public).public_bytes_raw().hex() for site, public in found.items()}
         if len(set(found.values())) < len(found):
             raise KeyBroken(f"{path} pins one key under two names.", mend="Give each hospital its own key.")
         return found

@@ -64,7 +64,7 @@ class EnvelopeRefused(Refusal):
 
 
 class UpdateRefused(Refusal):
-    """The update is not one that the plan lets leave: not finite, or too large."""
+    """The update is not one that the plan lets leave: not finite, or of more rows than the plan allows."""
 
     mend = "Lower the learning rate, or raise the plan's bounds and have it approved again."
 
@@ -91,3 +91,5 @@ class CheckpointBroken(Fault):
 
 class KeyBroken(Fault):
     """A signing key or a roster of pinned keys is missing, damaged, or open to others."""
+
+    abroad = "A key at the hospital cannot be used; its own log says which."

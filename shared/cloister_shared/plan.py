@@ -201,7 +201,7 @@ class Cohort(_Terms):
     min_patients: Count = 20
     """Training patients that a hospital must have; it refuses to train on fewer."""
     max_rows: Count = 10_000_000
-    """Bound on the row count that a reply may claim as its weight."""
+    """Bound on the row count that is a hospital's weight."""
 
 
 class Aggregation(_Terms):
@@ -309,8 +309,9 @@ class StudyPlan(_Terms):
     def could_wrap(self, fraction_bits: int) -> bool:
         """Whether a sum of ``cohort.max_sites`` updates can leave the ring of 2^bits integers.
 
-        The weights sum to 1, so the sum of what the hospitals encode is at most bound * 2^fraction_bits; each
-        adds half a unit by rounding, and float32 arithmetic a part in 2^22.
+        A hospital's weight is 1 / sites, or rows / (sites * max_rows), so the weights sum to 1 at most and what
+        the hospitals encode to bound * 2^fraction_bits; each adds half a unit by rounding, and float32
+        arithmetic a part in 2^22.
         """
         most = self.aggregation.bound * 2.0**fraction_bits * (1 + 2**-22) + self.cohort.max_sites / 2
         return most >= 2 ** (self.aggregation.bits - 1)

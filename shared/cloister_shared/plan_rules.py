@@ -208,6 +208,15 @@ def _secure_sum(plan: StudyPlan) -> Iterator[Broken]:
             f"leaves fewer than 128 steps from 0 to {terms.bound:g}",
             "Take it out, so that the most that fits is used.",
         )
+    steps = terms.bound * 2.0**plan.fraction_bits / cohort.max_sites
+    if terms.weights == "rows" and steps * cohort.min_patients / cohort.max_rows < 1024:
+        yield Broken(
+            ("cohort", "max_rows"),
+            f"is so far above min_patients ({cohort.min_patients}) that a small hospital's update would be rounded"
+            " away, and the sum be a large one's alone",
+            f"Write the most rows that a hospital has, up to {int(steps * cohort.min_patients / 1024):,};"
+            " or weights: equal.",
+        )
 
 
 def _personalisation(plan: StudyPlan) -> Iterator[Broken]:

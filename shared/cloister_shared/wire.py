@@ -45,8 +45,6 @@ class TicketHeader(_Header):
     site: str
     normalisation: tuple[tuple[float, float], ...] | None = None
     """Centre and scale of each number feature, where they come from federated statistics."""
-    total_rows: int | None = Field(default=None, ge=1)
-    """Training rows of all hospitals together, where they are the weights of a secure sum."""
     cohort: tuple[str, ...] = ()
     """For a secure sum: each hospital's signed ``Advert``, sorted by hospital."""
 

@@ -249,6 +249,7 @@ def test_what_is_written_is_of_the_last_rounds_only(open_site, ticket_for, plan_
         site.train(ticket_for(site, number))
     assert files(tmp_path / "st-marys") == {
         "run-1.answer.safetensors",
+        "run-1.answer.safetensors.lock",
         "run-1.local-000005.safetensors",
         "run-1.local-000006.safetensors",
     }

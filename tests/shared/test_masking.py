@@ -255,4 +255,4 @@ def test_a_reply_cannot_choose_what_to_say():
     assert tally.to_vector(PLAN, 1, {"name": 1.0, "sites": 9.0}).tolist() == [1, 0, 0, 0, 0, 0]
     assert json.dumps(tally.names(PLAN, 0)) == '["sites"]'
     assert "rows" not in tally.names(PLAN, 1)
-    assert "rows" in tally.names(amend(PLAN, aggregation={"weights": "rows"}), 1)
+    assert "rows" in tally.names(amend(PLAN, aggregation={"weights": "rows"}, cohort={"max_rows": 50_000}), 1)

@@ -72,7 +72,6 @@ def test_bytes_on_the_wire_are_little_endian_float32():
         "round": 3,
         "site": "st-marys",
         "normalisation": [[0.5, 2.0], [1.0, 1.0]],
-        "total_rows": None,
         "cohort": [],
     }
 
