@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cloister_shared import durable, masking, tally
 from cloister_shared.envelope import Identity, Roster
 from cloister_shared.errors import KeyBroken, ReplyRejected, TicketRefused, UpdateRefused
-from cloister_shared.masking import Masks, encoding_of, round_seed
+from cloister_shared.masking import Masks, encoding_of, round_seed, weight
 from cloister_shared.plan import StudyPlan
 from cloister_shared.wire import (
     Advert,
@@ -128,6 +128,8 @@ class SecureSum:
         Raises:
             UpdateRefused: a vector is not finite, or the hospital has more rows than the plan allows.
         """
+        if reply.header.rows > self.plan.cohort.max_rows:
+            raise UpdateRefused(f"{self.site} has more rows than the plan's cohort.max_rows.")
         header, keys = ticket.header, self._read(ticket.header.run)
         if keys.transcript != ticket.transcript:
             raise TicketRefused(f"{self.site} did not agree to this ticket.", mend=_COORDINATOR)
@@ -137,7 +139,7 @@ class SecureSum:
         masks = Masks((seed, 1 if site == self.site else masking.sign(self.site, site)) for site, seed in seeds.items())
 
         octets, clipped = Octets(), 0.0
-        encoding, weights = encoding_of(self.plan), {"update": self._weight(len(chains), reply.header.rows)}
+        encoding, weights = encoding_of(self.plan), {"update": weight(self.plan, len(chains), reply.header.rows)}
         for name in masking.VECTORS:
             if name in reply.vectors:
                 vector, shrunk = self._within(name, reply.vectors[name])
@@ -283,15 +285,6 @@ class SecureSum:
             own = masking.seal_keys(chain, keys.transcript, dealer, self.site, len(sites))
             given += [own[sites.index(slot)] for slot in (dealer, *request.dropped)]
         return b"".join(given)
-
-    def _weight(self, sites: int, rows: int) -> float:
-        """This hospital's part in the mean, at most 1 / sites. The coordinator has no say in it."""
-        terms = self.plan
-        if terms.aggregation.weights == "equal":
-            return 1 / sites
-        if rows > terms.cohort.max_rows:
-            raise UpdateRefused(f"{self.site} has more rows than the plan's cohort.max_rows.")
-        return rows / (sites * terms.cohort.max_rows)
 
     def _within(self, name: str, vector: Vector) -> tuple[Vector, bool]:
         """A vector to write into, its norm within the plan's, and whether it had to be made smaller.

@@ -80,7 +80,7 @@ def ask_all(study: Study, number: int, grid: Grid) -> Mean:
     """
     if study.plan.aggregation.secure_sum:
         return secure_mean(study, number, grid)
-    total = Total(study.plan, study.layout, number)
+    total = Total(study.plan, study.layout, number, len(study.enrolled))
     sent = send(study, ticket(study, number), grid, _KINDS[kind_of(study.plan, number)])
     rejected = collect(
         grid, sent, study.plan.round_timeout, lambda site, message: total.add(site, unpack_reply(message.content))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cloister_server.total import Glimpse, Mean, norm, require_quorum
+from cloister_server.total import Glimpse, Mean, decoded, norm, require_quorum
 from cloister_shared import masking, tally
 from cloister_shared.envelope import Roster
 from cloister_shared.errors import EnvelopeRefused, QuorumLost, ReplyRejected
@@ -176,7 +176,7 @@ class MaskedTotal:
                 masks.add_to(self._vectors[name])
         try:
             numbers = self._numbers()
-            means = self._means(numbers)
+            means = decoded(self.plan, self._vectors, len(self.sites), len(self.active), numbers.get("rows") or 0.0)
         except ReplyRejected as odd:
             raise QuorumLost(
                 f"Round {self.number}: {odd}; a hospital masked otherwise than it said.", mend=_LOST
@@ -196,17 +196,6 @@ class MaskedTotal:
         if found.pop("sites") != len(self.active):
             raise ReplyRejected("the sum does not count the hospitals in it")
         return found
-
-    def _means(self, numbers: Numbers) -> dict[str, NDArray[np.float32]]:
-        encoding, here = encoding_of(self.plan), len(self.active)
-        weights = {"update": here / len(self.sites), "control": here / len(self.sites)}
-        if rows := numbers.get("rows"):
-            weights["update"] = rows / (len(self.sites) * self.plan.cohort.max_rows)
-        return {
-            name: encoding.decode(self._vectors.pop(name), weights[name], here)
-            for name in masking.VECTORS
-            if name in self._vectors
-        }
 
     def _seed(self, dealer: str, slot: str) -> bytes:
         """One seed from the first shares that open. A key that opens nothing is told under its holder's name."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from cloister_server.strategies import ROBUST_RULES, Vector
 from cloister_shared.errors import QuorumLost, ReplyRejected
+from cloister_shared.masking import Ring, encoding_of, weight
 from cloister_shared.plan import Scaffold, StudyPlan
 from cloister_shared.tally import GLANCE, Numbers
 from cloister_shared.tasks.layout import Layout
@@ -58,13 +59,19 @@ def require_quorum(what: str, answered: int, need: int, rejected: Mapping[str, s
 
 
 class Total:
-    """The sum so far, and who is in it. Robust rules keep every update instead: they compare them."""
+    """The sum so far, and who is in it. Robust rules keep every update instead: they compare them.
 
-    def __init__(self, plan: StudyPlan, layout: Layout, number: int) -> None:
-        self.plan, self.layout, self.number = plan, layout, number
+    It is added up in the integers of the secure sum, so that whether the coordinator may look or not, and in
+    whatever order replies come, the model is the same to the last bit.
+    """
+
+    def __init__(self, plan: StudyPlan, layout: Layout, number: int, sites: int) -> None:
+        """``sites`` were asked."""
+        self.plan, self.layout, self.number, self.sites = plan, layout, number, sites
         self.metrics: dict[str, Numbers] = {}
-        self._rows, self._weight, self._norm = 0, 0.0, 0.0
-        self._sums: dict[str, Vector] = {}
+        self._encoding = encoding_of(plan)
+        self._rows, self._norm, self._clipped = 0, 0.0, 0.0
+        self._sums: dict[str, Ring] = {}
         self._kept: list[Vector] = []
 
     def add(self, site: str, reply: Reply) -> None:
@@ -74,22 +81,17 @@ class Total:
             ReplyRejected: says in what it is odd; nothing of it was added.
         """
         norm, rows = check_update(self.plan, self.layout, reply, site, self.number), reply.header.rows
-        weight = 1.0 if self.plan.aggregation.weights == "equal" else float(rows)
+        weights = {"update": weight(self.plan, self.sites, rows)}
         if self.plan.strategy.name in ROBUST_RULES:
             self._kept.append(reply.vectors["update"])
         else:
-            self._add("update", reply.vectors["update"], weight)
-        if "control" in reply.vectors:
-            self._add("control", reply.vectors["control"], 1.0)
+            for name, vector in reply.vectors.items():
+                total = self._sums.setdefault(name, np.zeros(self.layout.size, dtype=np.uint32))
+                over = self._encoding.add(total, vector, weights.get(name, 1 / self.sites))
+                self._clipped += over / vector.size
         self.metrics[site] = reply.header.metrics
         self._rows += rows
-        self._weight += weight
         self._norm = max(self._norm, norm)
-
-    def _add(self, name: str, vector: Vector, weight: float) -> None:
-        total = self._sums.setdefault(name, np.zeros(self.layout.size, dtype=np.float32))
-        for at in range(0, total.size, _BLOCK):
-            total[at : at + _BLOCK] += np.float32(weight) * vector[at : at + _BLOCK]
 
     def mean(self, rejected: dict[str, str]) -> Mean:
         """The weighted mean, or what the robust rule makes of all updates. Gives the sum away.
@@ -97,18 +99,28 @@ class Total:
         Raises:
             QuorumLost: fewer valid replies than ``cohort.min_sites``.
         """
-        need = self.plan.cohort.min_sites
-        require_quorum(f"Round {self.number}", len(self.metrics), need, rejected)
-        for name in self._sums:
-            self._sums[name] /= np.float32(len(self.metrics) if name == "control" else self._weight)
-        if self._kept:
-            rule = ROBUST_RULES[self.plan.strategy.name]
-            self._sums["update"] = rule(self._kept, self.plan.strategy)
-        said: Numbers = {"rows": float(self._rows)}
+        here = len(self.metrics)
+        require_quorum(f"Round {self.number}", here, self.plan.cohort.min_sites, rejected)
+        said: Numbers = {"rows": float(self._rows), "clipped": self._clipped / here}
         for name in GLANCE:
             known = [value for found in self.metrics.values() if (value := found.get(name)) is not None]
             said[name] = float(np.mean(known)) if known else None
-        return Mean(tuple(self.metrics), rejected, self._sums, said, self._norm, self.metrics)
+        if self._kept:
+            means = {"update": ROBUST_RULES[self.plan.strategy.name](self._kept, self.plan.strategy)}
+        else:
+            means = decoded(self.plan, self._sums, self.sites, here, self._rows)
+        return Mean(tuple(self.metrics), rejected, means, said, self._norm, self.metrics)
+
+
+def decoded(plan: StudyPlan, sums: dict[str, Ring], sites: int, here: int, rows: float) -> dict[str, Vector]:
+    """The means of what ``here`` of ``sites`` hospitals with so many ``rows`` encoded. Works in place of ``sums``.
+
+    Raises:
+        ReplyRejected: a value lies outside what they can have sent.
+    """
+    equal = here / sites
+    weights = {"update": equal if plan.aggregation.weights == "equal" else weight(plan, sites, rows)}
+    return {name: encoding_of(plan).decode(total, weights.get(name, equal), here) for name, total in sums.items()}
 
 
 def check_update(plan: StudyPlan, layout: Layout, reply: Reply, site: str, number: int) -> float:

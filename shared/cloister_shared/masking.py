@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -62,22 +62,40 @@ class Encoding:
     def encode(self, values: NDArray[np.float32], weight: float, masks: Masks) -> tuple[Ring, int]:
         """``weight * values`` as masked ring elements, and how many were clipped. Works in place of ``values``.
 
-        The weights of a cohort sum to 1 at most, so that a sum stays within the bound: see ``plan_rules``.
+        The weights of a cohort sum to 1 at most, so that a sum stays within the bound: see ``StudyPlan.could_wrap``.
         """
+        ring, clipped = values.view(np.uint32), 0
+        for at, integers, over in self._integers(values, weight):
+            block = ring[at : at + BLOCK]
+            block[:] = integers
+            masks.add_to(block)
+            clipped += over
+        return ring, clipped
+
+    def add(self, total: Ring, values: NDArray[np.float32], weight: float) -> int:
+        """Add ``weight * values`` to ``total``, as masks that cancel would leave it; how many were clipped."""
+        clipped = 0
+        for at, integers, over in self._integers(values, weight):
+            total[at : at + BLOCK] += integers
+            clipped += over
+        return clipped
+
+    def _integers(self, values: NDArray[np.float32], weight: float) -> Iterator[tuple[int, Ring, int]]:
+        """Block by block: where it is, its ring elements in memory that the next block uses, and how many clipped."""
         factor = np.float32(weight * 2.0**self.fraction_bits)
         limit = np.float32(self.bound) * factor
-        ring, clipped = values.view(np.uint32), 0
-        scaled, within = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+        scaled = np.empty(min(BLOCK, values.size), np.float32)
+        integers = np.empty(scaled.size, np.int32)
         for at in range(0, values.size, BLOCK):
-            block = ring[at : at + BLOCK]
-            a, b = scaled[: block.size], within[: block.size]
-            np.multiply(values[at : at + BLOCK], factor, out=a)
-            np.clip(a, -limit, limit, out=b)
-            clipped += int(np.count_nonzero(np.not_equal(a, b)))
-            np.rint(b, out=b)
-            np.copyto(block.view(np.int32), b, casting="unsafe")
-            masks.add_to(block)
-        return ring, clipped
+            block = values[at : at + BLOCK]
+            held, whole, over = scaled[: block.size], integers[: block.size], 0
+            np.multiply(block, factor, out=held)
+            if max(-held.min(), held.max()) > limit:
+                over = int(np.count_nonzero(np.abs(held) > limit))
+                np.clip(held, -limit, limit, out=held)
+            np.rint(held, out=held)
+            np.copyto(whole, held, casting="unsafe")
+            yield at, whole.view(np.uint32), over
 
     def decode(self, ring: Ring, weight: float, sites: int) -> NDArray[np.float32]:
         """The sum of what the sites encoded, divided by ``weight``. Works in place of ``ring``.
@@ -123,6 +141,11 @@ class Encoding:
 def encoding_of(plan: StudyPlan) -> Encoding:
     """How this plan's parameters are written as integers; both sides find it in the plan."""
     return Encoding(plan.aggregation.bits, plan.aggregation.bound, plan.fraction_bits)
+
+
+def weight(plan: StudyPlan, sites: int, rows: float) -> float:
+    """A hospital's part in the mean, at most 1 / ``sites``. All of it is in the plan: nobody can choose it."""
+    return 1 / sites if plan.aggregation.weights == "equal" else rows / (sites * plan.cohort.max_rows)
 
 
 _LIMB, _LIMBS, _POINT = 24, 3, 24
@@ -190,7 +213,9 @@ def first_chain(private: bytes, peer: str, context: Sequence[str]) -> bytes:
         ReplyRejected: the peer's key is none, or one that leads to a secret that everybody knows.
     """
     try:
-        shared = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(_raw(peer)))
+        shared = X25519PrivateKey.from_private_bytes(private).exchange(
+            X25519PublicKey.from_public_bytes(bytes.fromhex(peer))
+        )
     except ValueError:
         raise ReplyRejected("a public key is no point of X25519") from None
     return _derive(shared, "pair", *context)
@@ -207,19 +232,18 @@ def round_seed(chain: bytes, transcript: str, purpose: str) -> bytes:
 
 
 def seal_keys(chain: bytes, transcript: str, sender: str, holder: str, slots: int) -> list[bytes]:
-    """A key for each share that ``sender`` deals to ``holder``; both find them, and each seals one share."""
-    # One HKDF output has 255 * 32 bytes at most (RFC 5869).
-    return [_derive(chain, "seal", transcript, sender, holder, str(slot)) for slot in range(slots)]
+    """A key for each share that ``sender`` deals to ``holder``: both find it, and it seals that share alone.
+
+    They are the blocks of one HKDF output; a block that is given away leads to no other (RFC 5869).
+    """
+    keys = _derive(chain, "seal", transcript, sender, holder, size=32 * slots)
+    return [keys[at : at + 32] for at in range(0, len(keys), 32)]
 
 
-def _derive(secret: bytes, *context: str) -> bytes:
+def _derive(secret: bytes, *context: str, size: int = 32) -> bytes:
     # JSON keeps ["ab", "c"] and ["a", "bc"] apart.
     info = b"cloister secure sum v1 " + json.dumps(context).encode()
-    return HKDF(SHA256(), 32, salt=None, info=info).derive(secret)
-
-
-def _raw(public: str) -> bytes:
-    return bytes.fromhex(public)
+    return HKDF(SHA256(), size, salt=None, info=info).derive(secret)
 
 
 # --- shares ------------------------------------------------------------------------------------------------

@@ -213,8 +213,8 @@ class Aggregation(_Terms):
     """With ``rows`` the coordinator learns how many training rows all hospitals have together."""
     max_update_norm: Positive = 1000.0
     """An update with a larger ℓ² norm does not count: rejected, or under the secure sum never sent."""
-    bound: Annotated[float, Field(ge=1e-6, le=1e6)] = 4.0
-    """Under the secure sum: parameters of an update are clipped to +-bound, and the clipped share is told."""
+    bound: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.5
+    """Values of an update are clipped to +-bound, and the clipped share is told."""
     bits: Literal[16, 24, 32] = 32
     """Bits of one parameter on the wire under the secure sum."""
     fraction_bits: Annotated[int, Field(ge=0, le=48)] | None = None
@@ -301,7 +301,7 @@ class StudyPlan(_Terms):
 
     @property
     def fraction_bits(self) -> int:
-        """Bits after the point of a secure sum's integers: the plan's, or as many as cannot make a sum wrap."""
+        """Bits after the point of the integers that are added up: the plan's, or as many as cannot make a sum wrap."""
         if self.aggregation.fraction_bits is not None:
             return self.aggregation.fraction_bits
         return max(bits for bits in range(-20, 49) if not self.could_wrap(bits))

@@ -35,7 +35,7 @@ def broken(plan: StudyPlan) -> Iterator[Broken]:
     yield from _normalisation(plan)
     yield from _privacy(plan)
     yield from _strategy(plan)
-    yield from _secure_sum(plan)
+    yield from _sum(plan)
     yield from _personalisation(plan)
     if plan.evaluation.split_column and plan.evaluation.holdout:
         yield Broken(
@@ -188,14 +188,14 @@ def _strategy(plan: StudyPlan) -> Iterator[Broken]:
         yield Broken(("training", "momentum"), "is a term of sgd, not of adam", "Take it out.")
 
 
-def _secure_sum(plan: StudyPlan) -> Iterator[Broken]:
+def _sum(plan: StudyPlan) -> Iterator[Broken]:
     terms, cohort = plan.aggregation, plan.cohort
     if cohort.max_sites < cohort.min_sites:
         yield Broken(
             ("cohort", "max_sites"), f"is below min_sites ({cohort.min_sites})", "Raise it, or lower min_sites."
         )
-    if not terms.secure_sum:
-        return
+    if isinstance(plan.strategy, TrimmedMean | Median | Krum):
+        return  # nothing is added up
     if terms.fraction_bits is not None and plan.could_wrap(terms.fraction_bits):
         yield Broken(
             ("aggregation", "fraction_bits"),

@@ -29,7 +29,7 @@ cohort: {min_sites: 2, min_patients: 5, max_rows: 1000}
 rounds: 4
 round_timeout: 0.3
 strategy: {name: fedavg}
-aggregation: {secure_sum: false, weights: rows, max_update_norm: 10}
+aggregation: {secure_sum: false, weights: rows, max_update_norm: 10, bound: 100}
 training: {learning_rate: 0.1, batch_size: 8, local_steps: 1}
 privacy: {mechanism: none}
 """
