@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cloister_client.dataset import Rows
 from cloister_client.network import Network
@@ -16,7 +17,12 @@ from cloister_shared.tasks.metrics import Estimate, auroc, evaluate
 
 def risks(network: Network, rows: Rows) -> NDArray[np.float64]:
     """Predicted probabilities, shape [n]."""
-    return network.task.risk(network.output(rows.x))
+    return _told(network, network.output(rows.x))
+
+
+def _told(network: Network, output: Tensor) -> NDArray[np.float64]:
+    """What is no number counts as a coin. A failure would say which rows a hostile model had been made for."""
+    return np.nan_to_num(network.task.risk(output), nan=0.5)
 
 
 def enough(outcomes: Sequence[float] | NDArray[np.float64], terms: Evaluation) -> bool:
@@ -33,7 +39,7 @@ def at_a_glance(network: Network, rows: Rows, terms: Evaluation) -> dict[str, fl
     value = float(network.task.loss(said, rows.y))
     return {
         "loss": value if math.isfinite(value) else None,
-        "auroc": auroc(rows.y.numpy(), network.task.risk(said)),
+        "auroc": auroc(rows.y.numpy(), _told(network, said)),
     }
 
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from cloister_shared import durable, masking, tally
 from cloister_shared.envelope import Identity, Roster
@@ -79,8 +78,8 @@ class SecureSum:
     # --- set-up, once a run --------------------------------------------------------------------------------
     def advert(self, ticket: TicketHeader) -> str:
         """This hospital's signed key for a run; the same however often it is asked for."""
-        with self._locked(ticket.run) as path:
-            if path.exists():
+        with self._locked():
+            if self._path(ticket.run).exists():
                 keys = self._read(ticket.run)
             else:
                 private, public = masking.new_key()
@@ -97,7 +96,7 @@ class SecureSum:
             TicketRefused: the cohort is not one that this hospital accepts, or the round is over, or was agreed
                 to under other terms.
         """
-        with self._locked(ticket.header.run):
+        with self._locked():
             self._admit(ticket)
 
     def _admit(self, ticket: Ticket) -> None:
@@ -126,7 +125,7 @@ class SecureSum:
         The vectors of ``reply`` are used up.
 
         Raises:
-            UpdateRefused: a vector is not finite, or the hospital has more rows than the plan allows.
+            UpdateRefused: the hospital has more rows than the plan allows.
         """
         if reply.header.rows > self.plan.cohort.max_rows:
             raise UpdateRefused(f"{self.site} has more rows than the plan's cohort.max_rows.")
@@ -142,9 +141,9 @@ class SecureSum:
         encoding, weights = encoding_of(self.plan), {"update": weight(self.plan, len(chains), reply.header.rows)}
         for name in masking.VECTORS:
             if name in reply.vectors:
-                vector, shrunk = self._within(name, reply.vectors[name])
+                vector, changed = self._within(name, reply.vectors[name])
                 ring, over = encoding.encode(vector, weights.get(name, 1 / len(chains)), masks)
-                octets[name], clipped = encoding.pack(ring), max(clipped, float(shrunk), over / vector.size)
+                octets[name], clipped = encoding.pack(ring), max(clipped, changed, over / vector.size)
         said = self._numbers(reply) | {"clipped": clipped}
         numbers = masking.to_limbs(tally.to_vector(self.plan, header.round, said))
         masks.add_to(numbers)
@@ -182,7 +181,7 @@ class SecureSum:
         Raises:
             TicketRefused: another question was answered for this round, or this one may not be answered at all.
         """
-        with self._locked(request.run):
+        with self._locked():
             keys = self._read(request.run)
             question = hashlib.sha256(
                 json.dumps([request.round, request.transcript, request.active, request.dropped]).encode()
@@ -214,7 +213,7 @@ class SecureSum:
             )
         if keys.public not in [advert.key for advert in adverts if advert.site == self.site]:
             raise TicketRefused(f"The cohort lacks {self.site}, or shows another key for it.", mend=_COORDINATOR)
-        self._refuse_differences(sites)
+        self._refuse_another_run(header.run)
         private = bytes.fromhex(keys.private)
         for advert in adverts:
             if advert.site == self.site:
@@ -228,16 +227,16 @@ class SecureSum:
             keys.chains[advert.site] = chain.hex()
         keys.private = ""
 
-    def _refuse_differences(self, sites: list[str]) -> None:
-        """Without noise, the same plan run with another cohort gives the same updates: two sums whose difference
-        is one hospital's. With it, the ledger counts all runs of a plan.
+    def _refuse_another_run(self, run: str) -> None:
+        """Without noise, the same plan gives the same updates again, and the difference of two sums over other
+        hospitals is one hospital's. With it, the ledger counts all runs of a plan.
         """
         for path in () if self.plan.private else self.folder.glob("*.keys.json"):
-            other = _Keys.model_validate_json(path.read_text(encoding="utf-8"))
-            if other.plan == self.plan_digest and other.chains and sorted(other.chains) != sites:
+            other = self._load(path)
+            if path != self._path(run) and other.plan == self.plan_digest and other.cohort:
                 raise TicketRefused(
-                    f"{self.site} took part in a run of this plan with other hospitals; two sums tell the difference.",
-                    mend="Give the plan a new version and have it approved, or add differential privacy.",
+                    f"{self.site} took part in another run of this plan; two sums tell the difference.",
+                    mend="Resume that run; or give the plan a new version and have it approved.",
                 )
 
     def _advert(self, envelope: str, run: str) -> Advert:
@@ -286,17 +285,21 @@ class SecureSum:
             given += [own[sites.index(slot)] for slot in (dealer, *request.dropped)]
         return b"".join(given)
 
-    def _within(self, name: str, vector: Vector) -> tuple[Vector, bool]:
-        """A vector to write into, its norm within the plan's, and whether it had to be made smaller.
+    def _within(self, name: str, vector: Vector) -> tuple[Vector, float]:
+        """A vector to write into that the plan lets leave, and the share of it that had to be changed for that.
 
-        Smaller rather than refused: a refusal would tell the coordinator something of one hospital's update.
+        Changed and not refused: what a model does to one hospital's rows must not show in whether it answers.
         """
-        norm, most = float(np.linalg.norm(vector)), self.plan.aggregation.max_update_norm
-        if not np.isfinite(norm):
-            raise UpdateRefused(f"The {name} of {self.site} is not finite.")
-        if name == "update" and norm > most:
-            return vector * np.float32(most / norm), True
-        return (vector if vector.flags.writeable else vector.copy()), False
+        vector = vector if vector.flags.writeable else vector.copy()
+        size, most = masking.norm(vector), self.plan.aggregation.max_update_norm
+        if not np.isfinite(size):
+            broken = ~np.isfinite(vector)
+            vector[broken] = 0.0
+            return self._within(name, vector)[0], float(broken.mean())
+        if name == "update" and size > most:
+            vector *= np.float32(most / size)
+            return vector, 1.0
+        return vector, 0.0
 
     def _numbers(self, reply: Reply) -> tally.Numbers:
         """Metrics, rows and statistics, by their names in the tally."""
@@ -309,12 +312,9 @@ class SecureSum:
         return found
 
     # --- the file --------------------------------------------------------------------------------------------
-    @contextmanager
-    def _locked(self, run: str) -> Generator[Path, None, None]:
-        """Two requests at once cannot both find a round unanswered."""
-        path = self._path(run)
-        with durable.locked(path):
-            yield path
+    def _locked(self) -> AbstractContextManager[None]:
+        """One request at a time, or two could both find a round unanswered, or a plan without a run."""
+        return durable.locked(self.folder / "keys")
 
     def _path(self, run: str) -> Path:
         return self.folder / f"{run}.keys.json"
@@ -323,13 +323,16 @@ class SecureSum:
         path = self._path(run)
         if not path.exists():
             raise TicketRefused(f"{self.site} has given no key for this run.", mend="Ask for its key first.")
-        try:
-            keys = _Keys.model_validate_json(path.read_text(encoding="utf-8"))
-        except (ValidationError, ValueError):
-            raise KeyBroken(f"{path} is damaged.", mend="Start a new run.") from None
+        keys = self._load(path)
         if keys.plan != self.plan_digest:
             raise TicketRefused("The run is of another plan.", mend="Start a new run.")
         return keys
+
+    def _load(self, path: Path) -> _Keys:
+        try:
+            return _Keys.model_validate_json(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise KeyBroken(f"{path} is damaged.", mend="Move it away and start a new run.") from None
 
     def _write(self, run: str, keys: _Keys) -> None:
         durable.save_secret(self._path(run), keys.model_dump_json())

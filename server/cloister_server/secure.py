@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cloister_server.total import Glimpse, Mean, decoded, norm, require_quorum
+from cloister_server.total import Glimpse, Mean, decoded, require_quorum
 from cloister_shared import masking, tally
 from cloister_shared.envelope import Roster
 from cloister_shared.errors import EnvelopeRefused, QuorumLost, ReplyRejected
-from cloister_shared.masking import Encoding, Masks, Ring, encoding_of
+from cloister_shared.masking import Encoding, Masks, Ring, encoding_of, norm
 from cloister_shared.plan import Scaffold, StudyPlan
 from cloister_shared.tally import Numbers
 from cloister_shared.tasks.layout import Layout

@@ -9,13 +9,11 @@ import numpy as np
 
 from cloister_server.strategies import ROBUST_RULES, Vector
 from cloister_shared.errors import QuorumLost, ReplyRejected
-from cloister_shared.masking import Ring, encoding_of, weight
+from cloister_shared.masking import Ring, encoding_of, norm, weight
 from cloister_shared.plan import Scaffold, StudyPlan
 from cloister_shared.tally import GLANCE, Numbers
 from cloister_shared.tasks.layout import Layout
 from cloister_shared.wire import Reply
-
-_BLOCK = 1 << 18  # parameters handled at a time: one MiB
 
 
 @dataclass(frozen=True)
@@ -147,10 +145,3 @@ def check_update(plan: StudyPlan, layout: Layout, reply: Reply, site: str, numbe
     if norms["update"] > plan.aggregation.max_update_norm:
         raise ReplyRejected(f"the update's norm {norms['update']:.4g} is above {plan.aggregation.max_update_norm:g}")
     return norms["update"]
-
-
-def norm(vector: Vector) -> float:
-    """ℓ² norm, block by block; not finite if any value is not."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        blocks = (vector[at : at + _BLOCK] for at in range(0, vector.size, _BLOCK))
-        return float(np.sqrt(sum(float(np.dot(block, block)) for block in blocks)))

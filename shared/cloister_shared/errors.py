@@ -64,9 +64,9 @@ class EnvelopeRefused(Refusal):
 
 
 class UpdateRefused(Refusal):
-    """The update is not one that the plan lets leave: not finite, or of more rows than the plan allows."""
+    """The update may not leave: it would weigh more than the plan allows."""
 
-    mend = "Lower the learning rate, or raise the plan's bounds and have it approved again."
+    mend = "Raise cohort.max_rows and have the plan approved again."
 
 
 class BudgetExceeded(Refusal):

@@ -18,6 +18,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
@@ -146,6 +147,12 @@ def encoding_of(plan: StudyPlan) -> Encoding:
 def weight(plan: StudyPlan, sites: int, rows: float) -> float:
     """A hospital's part in the mean, at most 1 / ``sites``. All of it is in the plan: nobody can choose it."""
     return 1 / sites if plan.aggregation.weights == "equal" else rows / (sites * plan.cohort.max_rows)
+
+
+def norm(vector: NDArray[np.floating[Any]]) -> float:
+    """ℓ² norm, block by block in double precision; not finite if any value is not."""
+    blocks = (vector[at : at + BLOCK].astype(np.float64) for at in range(0, vector.size, BLOCK))
+    return math.sqrt(sum(float(block @ block) for block in blocks))
 
 
 _LIMB, _LIMBS, _POINT = 24, 3, 24

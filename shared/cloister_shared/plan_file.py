@@ -41,11 +41,16 @@ class Source:
         )
         where = f"{self.name} line {line}" if line else self.name
         key = "".join(
-            f"[{part}]" if isinstance(part, int) else f".{part}" for part in (*self.prefix, *fault.path)
+            f"[{part}]" if isinstance(part, int) else f".{_printable(part)}" for part in (*self.prefix, *fault.path)
         ).lstrip(".")
         value = _at(self.terms, fault.path)
         shown = "" if value is None or isinstance(value, dict) else f" = {json.dumps(value, default=str)[:60]}"
         return f"{where}: {key or 'the document'}{shown} {fault.wrong}."
+
+
+def _printable(key: str) -> str:
+    """A key on one line, whatever is in it."""
+    return key if key.isprintable() else json.dumps(key)[1:-1]
 
 
 def _at(terms: Any, path: Path) -> Any:

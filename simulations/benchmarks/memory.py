@@ -97,7 +97,8 @@ class Replies(Grid):
 def measure(folder: Path, parameters: int) -> dict[str, float]:
     """Peak memory of one round above what the process held before it, in models."""
     plan = plan_for(read_scenario("breast-cancer").plan, Arm("federated"), 0)
-    plan = amend(plan, aggregation={"max_update_norm": 1e6, "secure_sum": False}, cohort={"min_sites": HOSPITALS})
+    terms = {"max_update_norm": 1e6, "bound": 100.0, "secure_sum": False}
+    plan = amend(plan, aggregation=terms, cohort={"min_sites": HOSPITALS})
     layout, store = Layout((("weights", parameters),), ()), Store(folder)
     store.save(Checkpoint("memory", plan.digest, 0, np.zeros(parameters, dtype=np.float32)))
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1

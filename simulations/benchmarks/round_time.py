@@ -90,7 +90,7 @@ def hospitals(folder: Path) -> tuple[StudyPlan, dict[str, Dataset]]:
     scenario = read_scenario("breast-cancer")
     plan = amend(
         plan_for(scenario.plan, Arm("federated"), 0),
-        cohort={"min_sites": HOSPITALS},
+        cohort={"min_sites": HOSPITALS, "max_rows": 1000},
         aggregation={"secure_sum": False, "weights": "rows"},
         rounds=WARM_UP + BLOCKS * ROUNDS,
         training={"batch_size": BATCH, "local_steps": 2},

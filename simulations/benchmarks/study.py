@@ -9,14 +9,9 @@ Exits 1 when a figure falls short. Real records are read from the folder that CL
 
 from __future__ import annotations
 
-import argparse
-import importlib
-import json
-import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
 
 for name, value in {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -25,7 +20,7 @@ for name, value in {
 }.items():
     os.environ.setdefault(name, value)
 
-from figures import Figure, missed, progress  # noqa: E402 the environment must be set before torch is imported
+import suite  # noqa: E402 the environment must be set before torch is imported
 
 FAMILIES = {
     "heart": "heart_flamby",
@@ -41,43 +36,6 @@ FAMILIES = {
 """Start of the figures' names: the module beside this one whose ``figures()`` measures them."""
 
 
-def measure(family: str) -> list[Figure]:
-    """A family's figures; one that breaks is a figure missed, so that the others are still measured."""
-    from cloister_shared.errors import CloisterError
-
-    try:
-        return importlib.import_module(FAMILIES[family]).figures()
-    except CloisterError as refused:
-        progress(f"{family}: {refused}")
-        return [missed(family, f"not measured ({type(refused).__name__})")]
-    except Exception as fault:
-        logging.exception("%s could not be measured", family)
-        return [missed(family, f"not measured ({type(fault).__name__})")]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Measure the training core against its bars.")
-    parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="families, or starts of figures' names")
-    terms = parser.parse_args(arguments)
-    wanted: list[str] = terms.only or list(FAMILIES)
-    if unknown := [name for name in wanted if name.split(".")[0] not in FAMILIES]:
-        parser.error(f"there is no {unknown[0]}; families are {', '.join(FAMILIES)}")
-    warnings.filterwarnings("ignore", message="Full backward hook is firing")  # Opacus, on every network
-    found: list[Figure] = []
-    for family in FAMILIES:
-        starts = tuple(name for name in wanted if name.split(".")[0] == family)
-        figures = measure(family) if starts else []
-        # A family that could not be measured stands for each of its figures.
-        shown = [figure for figure in figures if figure.name.startswith(starts) or figure.name == family]
-        found += shown
-        if not terms.json:
-            for figure in shown:
-                print(figure.line(), flush=True)
-    if terms.json:
-        print(json.dumps([figure.as_json() for figure in found], indent=1))
-    return int(any(figure.holds is False for figure in found))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")  # Opacus, on every network
+    sys.exit(suite.run("Measure the training core against its bars.", FAMILIES))

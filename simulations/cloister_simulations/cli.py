@@ -38,6 +38,9 @@ app = typer.Typer(
 )
 
 ARMS = ("pooled", "alone", "federated", "private")
+ATTACKS = ("secure-sum",)
+SUCCEEDED = 3
+"""Exit code of an attack suite of which one attack got through."""
 ENGINES = ("in-process", "ray")  # as engines.ENGINES names them; that module takes seconds to import
 _WIDTH = 100
 
@@ -123,9 +126,60 @@ def check(file: Annotated[str, typer.Argument(help="A scenario file, or a scenar
             typer.echo(f"{name:<12} {fact}")
 
 
+@app.command()
+def attack(
+    name: Annotated[str, typer.Argument(help=f"What to attack: {', '.join(ATTACKS)}.")],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown instead of a table.")] = False,
+) -> None:
+    """Attack the code that real hospitals run, and show who refused and why. Exits with 3 if one got through."""
+    with plain_errors():
+        one_core()
+        _one_of("attack", (name,), ATTACKS)
+        _hush()
+        logging.getLogger("cloister").setLevel(logging.CRITICAL)  # each refusal is in the table
+        _attack("json" if json else "markdown" if markdown else "table")
+
+
 def main() -> None:
     """The program."""
     app()
+
+
+# --- attacking ---------------------------------------------------------------------------------------------
+def _attack(form: str) -> None:
+    import dataclasses
+    import json
+
+    from rich.console import Console
+
+    watched = Console(stderr=True, highlight=False)
+    with tempfile.TemporaryDirectory() as folder, watched.status("Six hospitals are set up …") as status:
+        from cloister_simulations.attacks import suite
+
+        found, known = suite.run_all(
+            Path(folder), lambda name, done, all_: status.update(f"{done} of {all_}: {name} …")
+        )
+    succeeded = [outcome.name for outcome in found if not outcome.refused]
+    if form == "json":
+        said = {"attacks": found, "not stopped": known}
+        asdict = {key: [dataclasses.asdict(outcome) for outcome in outcomes] for key, outcomes in said.items()}
+        typer.echo(json.dumps({**asdict, "succeeded": succeeded}, indent=1, ensure_ascii=False))
+    elif form == "markdown":
+        typer.echo(suite.as_markdown(found, known))
+    else:
+        console = Console(highlight=False)
+        if not console.is_terminal and "COLUMNS" not in os.environ:
+            console = Console(highlight=False, width=_WIDTH)
+        for part in suite.tables(found, known):
+            console.print(part)
+        console.print(
+            f"{len(found) - len(succeeded)} of {len(found)} attacks were refused."
+            + (f" Not refused: {', '.join(succeeded)}." if succeeded else ""),
+            style="bold red" if succeeded else "bold",
+        )
+    if succeeded:
+        raise typer.Exit(SUCCEEDED)
 
 
 # --- running -----------------------------------------------------------------------------------------------

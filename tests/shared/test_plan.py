@@ -176,6 +176,10 @@ def test_a_spoilt_plan_is_refused_in_sentences(data: st.DataObject):
     refused_in_sentences(text)
 
 
+def test_a_key_with_a_line_separator_is_told_on_one_line():
+    refused_in_sentences(SOUND + '"od\u2028d": 1\n')
+
+
 ODD = """null ~ '' [] {} [[]] {a:b} -1 1e400 0x10 1_000 true !!str 2020-01-01 '\\uD800' "\\uD800" *x &x ? << ="""
 
 

@@ -25,6 +25,13 @@ def study(figures):
     return study
 
 
+@pytest.fixture
+def suite(figures):
+    import suite  # pyright: ignore[reportMissingImports]
+
+    return suite
+
+
 def test_a_bar_is_met_or_missed_on_its_edge(figures):
     assert figures.at_most("a", 3.0, 3.0).verdict == "holds"
     assert figures.at_most("a", 3.01, 3.0).verdict == "falls short"
@@ -41,20 +48,19 @@ def test_a_line_fits_a_terminal_of_100_columns(figures):
     assert line.endswith("holds")
 
 
-def test_a_missed_figure_is_printed_and_the_exit_code_says_so(figures, study, monkeypatch, capsys):
+def test_a_missed_figure_is_printed_and_the_exit_code_says_so(figures, study, suite, monkeypatch, capsys):
     found = [figures.at_most("memory.aggregation", 4.0, 3.0), figures.told("memory.before", 1.0)]
-    monkeypatch.setattr(study, "measure", lambda family: found)
-    assert study.main(["--only", "memory"]) == 1
+    monkeypatch.setattr(suite, "measure", lambda family, module: found)
+    assert suite.run("", study.FAMILIES, ["--only", "memory"]) == 1
     assert [line.rsplit("  ", 1)[-1].strip() for line in capsys.readouterr().out.splitlines()] == [
         "falls short",
         "no bar",
     ]
-    assert study.main(["--only", "memory.before"]) == 0
+    assert suite.run("", study.FAMILIES, ["--only", "memory.before"]) == 0
 
 
-def test_a_family_that_breaks_is_a_figure_missed(study, monkeypatch):
-    monkeypatch.setitem(study.FAMILIES, "memory", "no_such_module")
-    (figure,) = study.measure("memory")
+def test_a_family_that_breaks_is_a_figure_missed(suite):
+    (figure,) = suite.measure("memory", "no_such_module")
     assert figure.holds is False
     assert "ModuleNotFoundError" in figure.measured
 
@@ -73,7 +79,7 @@ def test_the_coordinator_holds_two_models_whatever_the_number_of_replies(figures
     assert figures.in_fresh_process(str(BENCHMARKS / "memory.py"), "10000000")["peak"] < 2.5
 
 
-def test_an_unknown_family_is_named(study, capsys):
+def test_an_unknown_family_is_named(study, suite, capsys):
     with pytest.raises(SystemExit):
-        study.main(["--only", "no-such"])
+        suite.run("", study.FAMILIES, ["--only", "no-such"])
     assert "there is no no-such" in capsys.readouterr().err
