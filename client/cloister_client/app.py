@@ -30,7 +30,7 @@ from cloister_client.privacy import (
     reproducible,
     statistics_event,
 )
-from cloister_client.secure import MIN_COHORT, SecureSum
+from cloister_client.secure import SecureSum
 from cloister_client.train import train
 from cloister_shared.budget import Event
 from cloister_shared.envelope import read_identity, read_roster
@@ -63,18 +63,10 @@ REFUSED, FAILED = 1001, 1002
 class Site:
     """One hospital in one study: the plan it approved, its rows, its model, and what it must remember."""
 
-    def __init__(
-        self,
-        plan: StudyPlan,
-        dataset: Dataset,
-        folder: Path,
-        *,
-        min_cohort: int = MIN_COHORT,
-        noise_seed: int | None = None,
-    ) -> None:
+    def __init__(self, plan: StudyPlan, dataset: Dataset, folder: Path, *, noise_seed: int | None = None) -> None:
         """``folder`` keeps the ledger, the answers and, for secure sums, ``identity.key`` and ``roster.json``.
 
-        ``min_cohort`` is the hospital's own policy. ``noise_seed`` voids privacy; simulations alone pass it.
+        ``noise_seed`` voids privacy; simulations alone pass it.
         """
         self.plan, self.dataset, self.name = plan, dataset, dataset.quality.site
         self._digest = plan.digest  # taken once: every ticket is held against it
@@ -95,7 +87,7 @@ class Site:
         self.secure = None
         if plan.aggregation.secure_sum:
             identity, roster = read_identity(folder / "identity.key"), read_roster(folder / "roster.json")
-            self.secure = SecureSum(plan, self._digest, self.name, identity, roster, min_cohort, folder)
+            self.secure = SecureSum(plan, self._digest, self.name, identity, roster, dataset.min_cohort, folder)
 
     # --- the things a coordinator can ask ---------------------------------------------------------------
     def enrol(self) -> ReplyHeader:

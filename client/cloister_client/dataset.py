@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cloister_client.connectors.table import TableConnector
+from cloister_client.connectors.table import MIN_COHORT, TableConnector
 from cloister_shared.errors import CohortTooSmall, DataRefused
 from cloister_shared.plan import BooleanFeature, CategoryFeature, Feature, NumberFeature, StudyPlan
 from cloister_shared.schema import Column, columns
@@ -86,12 +86,14 @@ class QualityReport:
 
 @dataclass(frozen=True)
 class Dataset:
-    """One hospital's rows for one study, before centring and scaling."""
+    """One hospital's rows for one study, before centring and scaling, and what it says of its own accord."""
 
     columns: tuple[Column, ...]
     train: Rows
     test: Rows
     quality: QualityReport
+    min_cohort: int = MIN_COHORT
+    """The fewest hospitals in a secure sum that it helps to open."""
 
 
 def load_dataset(connector: TableConnector, plan: StudyPlan) -> Dataset:
@@ -131,7 +133,7 @@ def load_dataset(connector: TableConnector, plan: StudyPlan) -> Dataset:
             f" {plan.cohort.min_patients}.",
             mend="Leave this study to larger hospitals, or have cohort.min_patients lowered in the plan.",
         )
-    return Dataset(everything, train, test, report)
+    return Dataset(everything, train, test, report, connector.site.min_cohort)
 
 
 def normalised(rows: Rows, everything: Sequence[Column], constants: Sequence[tuple[float, float]]) -> Rows:

@@ -37,9 +37,6 @@ from cloister_shared.wire import (
     sign,
 )
 
-MIN_COHORT = 3
-"""Unless the hospital's own policy says more: of a sum of two, each partner learns the other's update."""
-
 _COORDINATOR = "Correct the coordinator."
 
 

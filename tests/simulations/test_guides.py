@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cloister_shared.errors import PlanRefused
+from cloister_shared.errors import PlanRefused, QuorumLost
 from cloister_simulations.federation import Options, compare
 from cloister_simulations.scenario import read_scenario
 
@@ -39,6 +39,17 @@ def test_the_researchers_scenario_runs(tmp_path):
     assert federated == pytest.approx(pooled, abs=0.03)
     assert set(by_arm["private"].epsilon) == {"north", "south", "east"}
     assert all(2.9 < epsilon <= 3.0 for epsilon in by_arm["private"].epsilon.values())
+
+
+def test_a_hospitals_own_minimum_is_kept(tmp_path):
+    """Three hospitals with a minimum of three each: none can be missed; one of four takes part in no sum."""
+    blocks = re.findall(r"```yaml\n(simulation:.*?)```", GUIDE.read_text(), flags=re.S)
+    (tmp_path / "mine.yaml").write_text(blocks[0])
+    write_tables(tmp_path)
+    south = tmp_path / "south.yaml"
+    south.write_text("min_cohort: 4\n" + south.read_text())
+    with pytest.raises(QuorumLost, match="south: takes part with 4 hospitals or more"):
+        compare(read_scenario(str(tmp_path / "mine.yaml")), Options(tmp_path / "run", seeds=(0,), arms=("federated",)))
 
 
 def test_the_guides_mistake_says_what_the_guide_says(tmp_path):

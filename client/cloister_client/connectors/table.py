@@ -1,6 +1,7 @@
 """Connector ``table``: one CSV or Parquet file of the hospital, described by its ``site.yaml``.
 
     site: st-marys
+    min_cohort: 3                      # the fewest hospitals in a sum that this one helps to open
     table:
       path: table.csv                  # beside this file
       columns: {age: AGE_YEARS}        # a feature's name in the plan: its column here, where they differ
@@ -29,6 +30,9 @@ from cloister_shared.schema import numbers
 if TYPE_CHECKING:
     import pandas as pd
     import pint
+
+MIN_COHORT = 3
+"""Unless the hospital says otherwise: of a sum of two, each partner learns the other's update."""
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "?")
 """Spellings of a missing value in a CSV."""
@@ -59,6 +63,8 @@ class SiteFile(_Terms):
     """``site.yaml``: who this hospital is and where its records are. It never leaves the hospital."""
 
     site: Slug
+    min_cohort: Annotated[int, Field(ge=2)] = MIN_COHORT
+    """The hospital's own policy: it helps to open no secure sum over fewer hospitals."""
     table: TableFile
 
 

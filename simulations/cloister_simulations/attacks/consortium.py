@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from cloister_client.app import REFUSED, Site, client_app
 from cloister_client.dataset import Dataset, QualityReport, Rows
-from cloister_client.secure import MIN_COHORT
 from cloister_server.app import open_study
 from cloister_server.rounds import secure_mean, ticket
 from cloister_server.secure import MaskedTotal
@@ -83,7 +82,7 @@ class Consortium:
     def opened(self, site: str) -> Site:
         """A hospital on its folder, as after a restart."""
         data = Dataset(columns(self.plan.table), _rows(site, 0), _rows(site, 1), QualityReport(site, ROWS[site], []))
-        return Site(self.plan, data, self.folder / "sites" / site, min_cohort=MIN_COHORT)
+        return Site(self.plan, data, self.folder / "sites" / site)
 
     def identity(self, site: str) -> Identity:
         """A hospital's signing key, for attacks in which that hospital is the attacker's."""

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import ConfigDict
 
 from cloister_client.app import Site
-from cloister_client.secure import MIN_COHORT
+from cloister_client.connectors.table import MIN_COHORT
 from cloister_shared import masking
 from cloister_shared.envelope import Identity, new_identity, save_roster
 from cloister_shared.plan_file import amend
@@ -265,7 +265,7 @@ def ticket_at_once(consortium: Consortium) -> str:
         def slow_find(run: str, ticket: str) -> Reply | None:
             found = find(run, ticket)
             with suppress(threading.BrokenBarrierError):
-                meet.wait(0.5)
+                meet.wait(3)
             return found
 
         site.answers.find = slow_find

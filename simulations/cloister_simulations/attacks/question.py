@@ -96,7 +96,7 @@ def ask_twice_at_once(consortium: Consortium) -> str:
 
     for site in OTHERS:
         both, told = threading.Event(), threading.Event()
-        one, other = slow(site, partial(both.wait, 0.2)), slow(site, partial(_meet, both, told))
+        one, other = slow(site, partial(both.wait, 0.6)), slow(site, partial(_meet, both, told))
         with ThreadPoolExecutor(2) as processes:
             first = processes.submit(ask, one, HOSPITALS)
             first.add_done_callback(lambda _, told=told: told.set())
@@ -110,7 +110,7 @@ def ask_twice_at_once(consortium: Consortium) -> str:
 
 def _meet(both: threading.Event, told: threading.Event) -> None:
     both.set()
-    told.wait(0.5)
+    told.wait(2)
 
 
 @attack("keys of round 1", MATHEMATICS, "does not open")
