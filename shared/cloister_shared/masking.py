@@ -38,8 +38,8 @@ VECTORS = ("update", "control")
 Ring = NDArray[np.uint32]
 """Integers modulo 2^32. A narrower wire format keeps the low bits, which are the integers modulo 2^bits."""
 
-BLOCK = 1 << 16
-"""Values handled at a time: 256 KiB, which stays in a core's cache under twenty keystreams."""
+BLOCK = 1 << 18
+"""Values handled at a time: 1 MiB, which stays in a core's cache under twenty keystreams."""
 
 
 def threshold(sites: int) -> int:
@@ -185,11 +185,13 @@ class Masks:
             (Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor(), np.add if sign > 0 else np.subtract)
             for seed, sign in seeds
         ]
-        self._bytes = bytearray(4 * BLOCK + 15)
-        self._mask = np.frombuffer(self._bytes, "<u4", BLOCK)
+        self._bytes = bytearray()
 
     def add_to(self, ring: Ring) -> None:
         """Add the next masks, in place."""
+        if len(self._bytes) < 4 * min(ring.size, BLOCK) + 15:  # which AES may write past the end
+            self._bytes = bytearray(4 * min(ring.size, BLOCK) + 15)
+            self._mask = np.frombuffer(self._bytes, "<u4", min(ring.size, BLOCK))
         for at in range(0, ring.size, BLOCK):
             block = ring[at : at + BLOCK]
             zeros, mask = _ZEROS[: 4 * block.size], self._mask[: block.size]

@@ -31,9 +31,10 @@ from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend
 from cloister_shared.tasks.layout import Layout
 from cloister_shared.wire import Reply, Ticket, TicketHeader
-from cloister_simulations.federation import Arm, enrol_all, plan_for
+from cloister_simulations.federation import Arm, plan_for
 from cloister_simulations.grid import LOST, Fault, InProcessGrid
 from cloister_simulations.scenario import read_scenario
+from cloister_simulations.site_folder import enrol_all
 
 Vector = NDArray[np.float32]
 RUN = "benchmark"
@@ -55,7 +56,7 @@ class Terms:
     """The plan's; the largest hospital's, if absent."""
     sd: float = 0.01
     """Of the updates."""
-    bound: float = 4.0
+    bound: float = 1.5
     bits: int = 32
     secure: bool = True
 

@@ -27,7 +27,6 @@ from cloister_client.train import train
 from cloister_server.app import Finished, server_app
 from cloister_server.store import RoundRecord, Store
 from cloister_shared import budget, durable
-from cloister_shared.envelope import new_identity, read_identity, save_roster
 from cloister_shared.errors import DataRefused
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend
@@ -41,6 +40,7 @@ from cloister_simulations.engines import ENGINES, ready
 from cloister_simulations.grid import Fault
 from cloister_simulations.hospitals import build
 from cloister_simulations.scenario import Scenario
+from cloister_simulations.site_folder import enrol_all
 
 Metrics = dict[str, Estimate]
 
@@ -280,19 +280,6 @@ def _final_ticket(final: Finished, site: str) -> Ticket:
         normalisation=checkpoint.normalisation,
     )
     return Ticket(header, {"model": checkpoint.model})
-
-
-def enrol_all(folder: Path, names: Sequence[str]) -> None:
-    """What enrolment leaves behind: each hospital's own key, and everybody's public keys pinned by everybody."""
-    roster: dict[str, str] = {}
-    for name in names:
-        own = folder / "sites" / name
-        own.mkdir(parents=True, exist_ok=True)
-        path = own / "identity.key"
-        roster[name] = (read_identity(path) if path.exists() else new_identity(path)).public
-    for place in (folder, *(folder / "sites" / name for name in names)):
-        if not (place / "roster.json").exists():
-            save_roster(place / "roster.json", roster)
 
 
 def _train_here(

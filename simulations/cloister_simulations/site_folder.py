@@ -1,7 +1,8 @@
-"""One hospital on disk: its table, and the ``site.yaml`` that says how the table differs from the plan."""
+"""Hospitals on disk: a table, the ``site.yaml`` that says how it differs from the plan, and what enrolment leaves."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 import pandas as pd
 import yaml
 from numpy.typing import NDArray
+
+from cloister_shared.envelope import new_identity, read_identity, save_roster
 
 Units = dict[str, str | dict[str, str | float]]
 
@@ -54,3 +57,16 @@ def apportion(total: int, weights: NDArray[np.floating]) -> list[int]:
     most_owed = np.argsort(whole - exact, kind="stable")
     whole[most_owed[: total - whole.sum()]] += 1
     return whole.tolist()
+
+
+def enrol_all(folder: Path, names: Sequence[str]) -> None:
+    """What enrolment leaves behind: each hospital's own key, and everybody's public keys pinned by everybody."""
+    roster: dict[str, str] = {}
+    for name in names:
+        own = folder / "sites" / name
+        own.mkdir(parents=True, exist_ok=True)
+        path = own / "identity.key"
+        roster[name] = (read_identity(path) if path.exists() else new_identity(path)).public
+    for place in (folder, *(folder / "sites" / name for name in names)):
+        if not (place / "roster.json").exists():
+            save_roster(place / "roster.json", roster)

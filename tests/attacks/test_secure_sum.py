@@ -21,7 +21,9 @@ from cloister_client.secure import SecureSum
 from cloister_shared import durable, masking, plan_rules
 from cloister_shared.errors import TicketRefused
 from cloister_shared.wire import Ticket
-from cloister_simulations.attacks import COORDINATOR, Attack, flower, suite
+from cloister_simulations.attacks import flower, suite
+from cloister_simulations.attacks.attack import Attack
+from cloister_simulations.attacks.consortium import COORDINATOR
 from cloister_simulations.attacks.suite import LIMITS, SECURE_SUM, Unexpected, run
 from cloister_simulations.cli import SUCCEEDED, app
 

@@ -25,10 +25,20 @@ from cloister_shared.plan_file import amend, read_plan
 from cloister_shared.schema import columns
 from cloister_shared.tally import kind_of
 from cloister_shared.wire import Reply, Ticket, TicketHeader, UnmaskHeader, pack, pack_vectors, unpack_reply
-from cloister_simulations.attacks import HOSPITAL, MATHEMATICS, Refused
-from cloister_simulations.federation import enrol_all
 from cloister_simulations.grid import InProcessGrid
-from cloister_simulations.site_folder import invented_names
+from cloister_simulations.site_folder import enrol_all, invented_names
+
+HOSPITAL, COORDINATOR, MATHEMATICS = "hospital", "coordinator", "mathematics"
+"""Who can refuse. Mathematics does where nobody need say no: too few shares open, or too many keys are possible."""
+
+
+class Refused(Exception):
+    """Somebody said no, or the mathematics did."""
+
+    def __init__(self, by: str, reason: str) -> None:
+        super().__init__(reason)
+        self.by, self.reason = by, reason
+
 
 PLAN = """\
 study: attacked

@@ -19,15 +19,18 @@ from cloister_shared import masking
 from cloister_shared.envelope import Identity, new_identity, save_roster
 from cloister_shared.plan_file import amend
 from cloister_shared.wire import Advert, Reply, Ticket, TicketHeader, Vector, sign
-from cloister_simulations.attacks import HOSPITAL, MATHEMATICS, Refused, attack
+from cloister_simulations.attacks.attack import attack
 from cloister_simulations.attacks.consortium import (
     CULPRIT,
+    HOSPITAL,
     HOSPITALS,
+    MATHEMATICS,
     OTHERS,
     ROWS,
     VICTIM,
     Consortium,
     Loot,
+    Refused,
     any_of,
 )
 

@@ -11,8 +11,14 @@ from cloister_server.app import open_study
 from cloister_server.total import Mean
 from cloister_shared import masking
 from cloister_shared.wire import Advert, Octets, Reply, Statement, digest_of, read_signed, sign
-from cloister_simulations.attacks import COORDINATOR, Refused, attack
-from cloister_simulations.attacks.consortium import CULPRIT, HOSPITALS, Consortium
+from cloister_simulations.attacks.attack import attack
+from cloister_simulations.attacks.consortium import (
+    COORDINATOR,
+    CULPRIT,
+    HOSPITALS,
+    Consortium,
+    Refused,
+)
 
 
 def altered(consortium: Consortium, change: Callable[[Octets], object]) -> Mean:

@@ -7,8 +7,15 @@ import numpy as np
 from cloister_shared.errors import CloisterError
 from cloister_shared.masking import encoding_of
 from cloister_shared.wire import Octets
-from cloister_simulations.attacks import COORDINATOR, MATHEMATICS, Refused, attack
-from cloister_simulations.attacks.consortium import CULPRIT, HOSPITALS, Consortium
+from cloister_simulations.attacks.attack import attack
+from cloister_simulations.attacks.consortium import (
+    COORDINATOR,
+    CULPRIT,
+    HOSPITALS,
+    MATHEMATICS,
+    Consortium,
+    Refused,
+)
 from cloister_simulations.attacks.hospital import altered
 from cloister_simulations.attacks.question import halves
 

@@ -14,8 +14,19 @@ from cloister_shared import masking
 from cloister_shared.envelope import new_identity
 from cloister_shared.errors import CloisterError, ReplyRejected
 from cloister_shared.wire import Statement, digest_of, sign
-from cloister_simulations.attacks import HOSPITAL, MATHEMATICS, Refused, attack
-from cloister_simulations.attacks.consortium import CULPRIT, HOSPITALS, OTHERS, VICTIM, Consortium, Loot, any_of
+from cloister_simulations.attacks.attack import attack
+from cloister_simulations.attacks.consortium import (
+    CULPRIT,
+    HOSPITAL,
+    HOSPITALS,
+    MATHEMATICS,
+    OTHERS,
+    VICTIM,
+    Consortium,
+    Loot,
+    Refused,
+    any_of,
+)
 
 
 # --- two answers -------------------------------------------------------------------------------------------

@@ -12,8 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from cloister_shared.errors import CloisterError, Fault
-from cloister_simulations.attacks import Attack, Refused, coordinator, flower, hospital, limits, question
-from cloister_simulations.attacks.consortium import Consortium
+from cloister_simulations.attacks import coordinator, flower, hospital, limits, question
+from cloister_simulations.attacks.attack import Attack
+from cloister_simulations.attacks.consortium import Consortium, Refused
 
 SECURE_SUM = tuple(
     found for part in (coordinator, question, hospital) for found in vars(part).values() if isinstance(found, Attack)
