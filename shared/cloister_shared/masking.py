@@ -150,9 +150,13 @@ def weight(plan: StudyPlan, sites: int, rows: float) -> float:
 
 
 def norm(vector: NDArray[np.floating[Any]]) -> float:
-    """ℓ² norm, block by block in double precision; not finite if any value is not."""
-    blocks = (vector[at : at + BLOCK].astype(np.float64) for at in range(0, vector.size, BLOCK))
-    return math.sqrt(sum(float(block @ block) for block in blocks))
+    """ℓ² norm, block by block; not finite if any value is not."""
+    blocks = [vector[at : at + BLOCK] for at in range(0, vector.size, BLOCK)]
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = [float(block @ block) for block in blocks]
+    if not math.isfinite(sum(squares)):  # a square may overflow where the value does not
+        squares = [float(np.square(block, dtype=np.float64).sum()) for block in blocks]
+    return math.sqrt(sum(squares))
 
 
 _LIMB, _LIMBS, _POINT = 24, 3, 24

@@ -94,6 +94,14 @@ def test_limbs_hold_large_counts_and_small_fractions(rows):
     assert masking.from_limbs(total, len(rows)).tolist() == exact
 
 
+@pytest.mark.parametrize(
+    ("values", "norm"),
+    [([], 0), ([3, -4], 5), ([3e30, 4e30], 5e30), ([np.nan, 1], np.nan), ([np.inf], np.inf), ([1] * (BLOCK + 1), 512)],
+)
+def test_norms(values, norm):
+    assert masking.norm(np.array(values, np.float32)) == pytest.approx(norm, rel=1e-5, nan_ok=True)
+
+
 # --- masks -------------------------------------------------------------------------------------------------
 def naive_mask(seed: bytes, size: int) -> list[int]:
     """Another implementation: AES-CTR by the definition of SP 800-38A, a block and a word at a time."""
