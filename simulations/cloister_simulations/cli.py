@@ -137,7 +137,6 @@ def attack(
         one_core()
         _one_of("attack", (name,), ATTACKS)
         _hush()
-        logging.getLogger("cloister").setLevel(logging.CRITICAL)  # each refusal is in the table
         _attack("json" if json else "markdown" if markdown else "table")
 
 
@@ -156,10 +155,12 @@ def _attack(form: str) -> None:
     watched = Console(stderr=True, highlight=False)
     with tempfile.TemporaryDirectory() as folder, watched.status("Six hospitals are set up …") as status:
         from cloister_simulations.attacks import suite
+        from cloister_simulations.engines import hushed
 
-        found, known = suite.run_all(
-            Path(folder), lambda name, done, all_: status.update(f"{done} of {all_}: {name} …")
-        )
+        with hushed("cloister", logging.CRITICAL):  # each refusal is in the table
+            found, known = suite.run_all(
+                Path(folder), lambda name, done, all_: status.update(f"{done} of {all_}: {name} …")
+            )
     succeeded = [outcome.name for outcome in found if not outcome.refused]
     if form == "json":
         said = {"attacks": found, "not stopped": known}

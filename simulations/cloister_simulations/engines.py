@@ -59,7 +59,7 @@ def ray(server: ServerApp, sites: Mapping[str, Site], faults: tuple[Fault, ...])
     workers = min(len(sites), os.cpu_count() or 1)
     # Workers import what this process can, also where it was put on the path by hand.
     path = {"PYTHONPATH": os.pathsep.join(sys.path)}
-    with _hushed("flwr"):
+    with hushed("flwr"):
         try:
             cluster.init(
                 num_cpus=workers,
@@ -114,11 +114,11 @@ def _watched(server: ServerApp, hospitals: int) -> tuple[ServerApp, list[Excepti
 
 
 @contextmanager
-def _hushed(name: str) -> Iterator[None]:
-    """Only errors of that logger."""
+def hushed(name: str, level: int = logging.ERROR) -> Iterator[None]:
+    """Nothing of that logger below a level."""
     logger = logging.getLogger(name)
     before = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(level)
     try:
         yield
     finally:
