@@ -34,7 +34,7 @@ from cloister_client.secure import SecureSum
 from cloister_client.train import train
 from cloister_shared.budget import Event
 from cloister_shared.envelope import read_identity, read_roster
-from cloister_shared.errors import CloisterError, TicketRefused
+from cloister_shared.errors import CloisterError, TicketRefused, UpdateRefused
 from cloister_shared.plan import FedProx, Scaffold, StudyPlan
 from cloister_shared.tasks.layout import gathered, initial_model, layout_of
 from cloister_shared.tasks.metrics import Estimate
@@ -201,6 +201,7 @@ class Site:
 
         Raises:
             TicketRefused: it is for another plan, hospital or round, or its vectors are not what the work needs.
+            UpdateRefused: the hospital has more rows than the plan allows.
         """
         header, plan = ticket.header, self.plan
         if header.plan != self._digest:
@@ -231,6 +232,8 @@ class Site:
                 )
         if kind == "advertise" and self.secure is None:
             raise TicketRefused("The plan has no secure sum.", mend="Correct the coordinator.")
+        if len(self.dataset.train) > plan.cohort.max_rows:  # before epsilon is spent on what would not count
+            raise UpdateRefused(f"{self.name} has more rows than the plan's cohort.max_rows.")
         if kind != "advertise" and self.secure:
             self.secure.admit(ticket)
 

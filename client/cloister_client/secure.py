@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cloister_shared import durable, masking, tally
 from cloister_shared.envelope import Identity, Roster
-from cloister_shared.errors import KeyBroken, ReplyRejected, TicketRefused, UpdateRefused
+from cloister_shared.errors import KeyBroken, ReplyRejected, TicketRefused
 from cloister_shared.masking import Masks, encoding_of, round_seed, weight
 from cloister_shared.plan import StudyPlan
 from cloister_shared.wire import (
@@ -122,10 +122,8 @@ class SecureSum:
         The vectors of ``reply`` are used up.
 
         Raises:
-            UpdateRefused: the hospital has more rows than the plan allows.
+            TicketRefused: the round was not agreed to under this ticket.
         """
-        if reply.header.rows > self.plan.cohort.max_rows:
-            raise UpdateRefused(f"{self.site} has more rows than the plan's cohort.max_rows.")
         header, keys = ticket.header, self._read(ticket.header.run)
         if keys.transcript != ticket.transcript:
             raise TicketRefused(f"{self.site} did not agree to this ticket.", mend=_COORDINATOR)

@@ -29,7 +29,7 @@ from cloister_shared.wire import Ticket, TicketHeader, pack, pack_vectors, unpac
 
 Who = TypeVar("Who", int, str)
 
-_KINDS = {"statistics": "query.statistics", "train": "train", "evaluate": "evaluate"}
+KINDS = {"statistics": "query.statistics", "train": "train", "evaluate": "evaluate"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def ask_all(study: Study, number: int, grid: Grid) -> Mean:
     if study.plan.aggregation.secure_sum:
         return secure_mean(study, number, grid)
     total = Total(study.plan, study.layout, number, len(study.enrolled))
-    sent = send(study, ticket(study, number), grid, _KINDS[kind_of(study.plan, number)])
+    sent = send(study, ticket(study, number), grid, KINDS[kind_of(study.plan, number)])
     rejected = collect(
         grid, sent, study.plan.round_timeout, lambda site, message: total.add(site, unpack_reply(message.content))
     )
@@ -96,7 +96,7 @@ def secure_mean(study: Study, number: int, grid: Grid) -> Mean:
     plan, wait, asked = study.plan, study.plan.round_timeout, ticket(study, number)
     total = MaskedTotal(plan, study.layout, study.roster, asked)
     if not total.restore(study.store.load_collected()):
-        sent = send(study, asked, grid, _KINDS[kind_of(plan, number)])
+        sent = send(study, asked, grid, KINDS[kind_of(plan, number)])
         rejected = collect(grid, sent, wait, lambda site, message: total.add(site, unpack_reply(message.content)))
         total.close(rejected)
         study.store.save_collected(*total.collected())

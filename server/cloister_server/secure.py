@@ -79,16 +79,16 @@ class MaskedTotal:
             raise ReplyRejected("the reply was made under other terms")
         if said.masked != digest_of(octets):
             raise ReplyRejected("the reply is not the one that was signed: it changed on the way")
-        encoding, small = encoding_of(self.plan), _TALLY
+        encoding = encoding_of(self.plan)
         if "update" in octets and self._glimpse is None:
             first = np.zeros(min(_GLIMPSE, self.layout.size), np.uint32)
             encoding.add_packed(first, octets["update"][: first.size * encoding.bits // 8])
             self._glimpse = site, encoding.signed(first).tolist()
         for name in (*masking.VECTORS, "tally"):
             if name in octets:
-                size = octets[name].size // ((small if name == "tally" else encoding).bits // 8)
-                total = self._vectors.setdefault(name, np.zeros(size, np.uint32))
-                (small if name == "tally" else encoding).add_packed(total, octets[name])
+                packing = _TALLY if name == "tally" else encoding
+                size = octets[name].size // (packing.bits // 8)
+                packing.add_packed(self._vectors.setdefault(name, np.zeros(size, np.uint32)), octets[name])
         self._statements[site], self._shares[site] = header.signed, octets["shares"].tobytes()
 
     def _sizes(self) -> dict[str, int]:
@@ -181,8 +181,7 @@ class MaskedTotal:
             raise QuorumLost(
                 f"Round {self.number}: {odd}; a hospital masked otherwise than it said.", mend=_LOST
             ) from None
-        clipped = numbers.pop("clipped", None)
-        if clipped is not None:
+        if clipped := numbers.get("clipped"):
             numbers["clipped"] = clipped / len(self.active)
         size = norm(means["update"]) if "update" in means else 0.0
         glimpse = None

@@ -50,7 +50,7 @@ def statistics(plan: StudyPlan) -> tuple[str, ...]:
 
 def to_vector(plan: StudyPlan, number: int, said: Mapping[str, float | None]) -> NDArray[np.float64]:
     """One hospital's numbers in the order of ``names``; a metric that it cannot give counts as none."""
-    values = {**said, "sites": 1.0} | {f"{name} known": float(value is not None) for name, value in said.items()}
+    values = {**said, "sites": 1.0} | {f"{name}?": float(value is not None) for name, value in said.items()}
     return np.array([values.get(name) or 0.0 for name in names(plan, number)])
 
 
@@ -59,13 +59,14 @@ def from_sums(plan: StudyPlan, number: int, sums: NDArray[np.float64]) -> Number
     said = dict(zip(names(plan, number), sums.tolist(), strict=True))
     found: Numbers = {}
     for name, value in said.items():
-        known = said.get(f"{name} known")
+        known = said.get(f"{name}?")
         if known is not None:
             found[name] = value / known if known else None
-        elif not name.endswith(" known"):
+        elif not name.endswith("?"):
             found[name] = value
     return found
 
 
 def _known(metrics: Iterable[str]) -> tuple[str, ...]:
-    return tuple(name for metric in metrics for name in (metric, f"{metric} known"))
+    """Each metric, and whether there is one: a name with a mark that no feature's name can hold."""
+    return tuple(name for metric in metrics for name in (metric, f"{metric}?"))

@@ -29,6 +29,9 @@ Octets = dict[str, NDArray[np.uint8]]
 RunId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9\-]{1,64}$")]
 """Names files at the hospital, so it may hold no path."""
 
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""SHA-256, in hex."""
+
 _ENCODINGS = {"float32": ("cloister.float32.le", np.dtype("<f4")), "uint8": ("cloister.octets", np.dtype("u1"))}
 
 
@@ -55,7 +58,7 @@ class Advert(_Header):
     run: RunId
     plan: str
     site: str
-    key: str = Field(pattern=r"^[0-9a-f]{64}$")
+    key: Digest
     """X25519, in hex."""
     min_cohort: int = Field(ge=2)
     """Hospitals that must be in a sum before this one helps to open it."""
@@ -64,7 +67,7 @@ class Advert(_Header):
 class Statement(_Header):
     """What a hospital signs of its masked reply: the terms that it took part under, and every byte of it."""
 
-    transcript: str
+    transcript: Digest
     site: str
     masked: str
     """``digest_of`` its octets."""
@@ -79,7 +82,7 @@ class UnmaskHeader(_Header):
     run: RunId
     round: int = Field(ge=0)
     site: str
-    transcript: str
+    transcript: Digest
     active: tuple[str, ...]
     dropped: tuple[str, ...]
     statements: tuple[str, ...]

@@ -1,12 +1,23 @@
-"""A measured figure, the bar it is held against, and how both are printed."""
+"""A measured figure, the bar it is held against, and how both are printed.
+
+Imported before anything heavy: one thread a process, and nothing phones home.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from typing import Any
+
+for name, value in {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "OMP_NUM_THREADS": "1",
+}.items():
+    os.environ.setdefault(name, value)
 
 
 @dataclass(frozen=True)

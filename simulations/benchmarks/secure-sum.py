@@ -12,17 +12,9 @@ folder that CLOISTER_DATA names.
 
 from __future__ import annotations
 
-import os
 import sys
 
-for name, value in {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "OMP_NUM_THREADS": "1",
-}.items():
-    os.environ.setdefault(name, value)
-
-import suite  # noqa: E402 the environment must be set before torch is imported
+import suite
 
 FAMILIES = {
     "mask": "masking_time",

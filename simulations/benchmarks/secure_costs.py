@@ -8,22 +8,13 @@ from which one hospital's masked update is missing; and what a hospital sends. O
 
 from __future__ import annotations
 
-import os
+import logging
+import statistics
+from collections.abc import Iterable
+from dataclasses import replace
 
-for name, value in {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "OMP_NUM_THREADS": "1",
-}.items():
-    os.environ.setdefault(name, value)
-
-import logging  # noqa: E402
-import statistics  # noqa: E402
-from collections.abc import Iterable  # noqa: E402
-from dataclasses import replace  # noqa: E402
-
-from figures import progress  # noqa: E402
-from secure_hospitals import Terms, one_round  # noqa: E402
+from figures import progress
+from secure_hospitals import Terms, one_round
 
 HOSPITALS, PARAMETERS = (10, 20, 50, 100), (100_000, 1_000_000, 10_000_000)
 MOST = 500_000_000

@@ -9,18 +9,10 @@ Exits 1 when a figure falls short. Real records are read from the folder that CL
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 
-for name, value in {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "OMP_NUM_THREADS": "1",
-}.items():
-    os.environ.setdefault(name, value)
-
-import suite  # noqa: E402 the environment must be set before torch is imported
+import suite
 
 FAMILIES = {
     "heart": "heart_flamby",

@@ -15,7 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from cloister_client import app as app_module
 from cloister_client.app import FAILED, REFUSED, Site, client_app, own_constants
 from cloister_client.dataset import Rows
-from cloister_shared.errors import BudgetExceeded, CohortTooSmall, DataRefused, TicketRefused
+from cloister_shared.errors import BudgetExceeded, CohortTooSmall, DataRefused, TicketRefused, UpdateRefused
 from cloister_shared.tasks.metrics import auroc
 from cloister_shared.wire import Ticket, TicketHeader, pack, pack_vectors, unpack_reply
 
@@ -476,3 +476,10 @@ def test_under_privacy_a_request_draws_from_the_operating_system(open_site, tick
     site = open_site(plan_with(dp=True))
     assert site._draw_from(ticket_for(site)) is os.urandom
     assert open_site(plan_with(dp=True), folder="seeded", noise_seed=1)._draw_from(ticket_for(site)) is not os.urandom
+
+
+def test_a_hospital_larger_than_the_plan_allows_spends_nothing(open_site, ticket_for, plan_with):
+    site = open_site(plan_with(dp=True, cohort={"max_rows": 23}))
+    with pytest.raises(UpdateRefused, match="more rows than the plan"):
+        site.check(ticket_for(site), "train")
+    assert site.ledger.history(site.plan.digest) == []

@@ -81,7 +81,7 @@ def test_one_mistake_is_refused(ash, name):
 def test_nobody_signs_in_anothers_name(ash, tmp_path):
     beech = new_identity(tmp_path / "beech.key")
     roster = {"ash": ash.public, "beech": beech.public}
-    said = Statement(transcript="t", site="ash", masked="m")
+    said = Statement(transcript="0" * 64, site="ash", masked="m")
     assert read_signed(sign(ash, said), Statement, roster) == said
     with pytest.raises(EnvelopeRefused, match="beech signed a statement in another hospital's name"):
         read_signed(sign(beech, said), Statement, roster)

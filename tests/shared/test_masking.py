@@ -264,3 +264,10 @@ def test_a_reply_cannot_choose_what_to_say():
     assert json.dumps(tally.names(PLAN, 0)) == '["sites"]'
     assert "rows" not in tally.names(PLAN, 1)
     assert "rows" in tally.names(amend(PLAN, aggregation={"weights": "rows"}, cohort={"max_rows": 50_000}), 1)
+
+
+def test_a_feature_may_be_called_known():
+    features = [{"name": name, "kind": "number", "range": (0, 100)} for name in ("age", "age known")]
+    plan = amend(PLAN, table={"features": features}, normalisation={"method": "federated"})
+    said = {name: float(k) for k, name in enumerate(tally.statistics(plan))}
+    assert tally.from_sums(plan, 0, tally.to_vector(plan, 0, said)) == {"sites": 1.0, **said}

@@ -18,7 +18,7 @@ from cloister_server.secure import MaskedTotal
 from cloister_server.total import Mean
 from cloister_shared import durable, masking
 from cloister_shared.envelope import new_identity
-from cloister_shared.errors import CloisterError, KeyBroken, QuorumLost, TicketRefused, UpdateRefused
+from cloister_shared.errors import CloisterError, KeyBroken, QuorumLost, TicketRefused
 from cloister_shared.masking import threshold
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend, read_plan
@@ -185,12 +185,6 @@ def test_weights_travel_inside(tmp_path):
     exact = sum(count * some.update(name, 1).astype(float) for name, count in rows.items()) / 50_070
     assert np.linalg.norm(mean.vectors["update"] - exact) < 1e-6 * np.linalg.norm(exact)
     assert mean.numbers["rows"] == 50_070
-
-
-def test_a_hospital_larger_than_the_plan_allows_sends_nothing(tmp_path):
-    some = Consortium(tmp_path, 3, amend(PLAN, strategy={"name": "fedavg"}, **BY_ROWS))
-    with pytest.raises(UpdateRefused, match="more rows than the plan"):
-        some.masked("h000", some.ticket(1), rows=50_001)
 
 
 def test_an_update_of_too_large_a_norm_is_made_smaller_and_told_in_the_sum(tmp_path):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cloister_client.app import REFUSED, Site, client_app
 from cloister_client.dataset import Dataset, QualityReport, Rows
 from cloister_server.app import open_study
-from cloister_server.rounds import secure_mean, ticket
+from cloister_server.rounds import KINDS, secure_mean, ticket
 from cloister_server.secure import MaskedTotal
 from cloister_server.store import Store
 from cloister_server.total import Mean
@@ -64,8 +64,6 @@ VICTIM, CULPRIT = "cedar", "alder"
 OTHERS = tuple(site for site in HOSPITALS if site != VICTIM)
 ROWS = dict.fromkeys(HOSPITALS, 16) | {VICTIM: 48}
 
-_KINDS = {"statistics": "query.statistics", "train": "train", "evaluate": "evaluate"}
-
 
 class Consortium:
     """Six hospitals behind a real ClientApp, and whoever speaks to them."""
@@ -111,7 +109,7 @@ class Consortium:
             Refused: the hospital said no.
         """
         header = asked.header.model_copy(update={"site": site})
-        return self.say(site, kind or _KINDS[kind_of(self.plan, header.round)], header, asked.vectors)
+        return self.say(site, kind or KINDS[kind_of(self.plan, header.round)], header, asked.vectors)
 
     def say(self, site: str, kind: str, header: TicketHeader | UnmaskHeader, vectors: Any = None) -> Reply:
         """Any message at all, as ``rounds`` packs it."""
