@@ -111,8 +111,8 @@ def uniforms(entropy: Entropy, count: int) -> NDArray[np.float64]:
 def gaussians(entropy: Entropy, count: int) -> NDArray[np.float64]:
     """Independent standard normal numbers, by the ziggurat of 256 layers (Marsaglia and Tsang 2000).
 
-    Nearly all are one word of 64 bits: a layer, and a place in it on a lattice of 2^53; the tail has no end short of
-    13 standard deviations. Released by way of ``rounded``, the chance of each grid cell is right to one part in 2^30.
+    Nearly all are one word of 64 bits: a layer, and a place in it on a lattice of 2^53; the tail ends at 17 standard
+    deviations. Released by way of ``rounded``, the chance of each grid cell is right to one part in 2^30.
     """
     drawn = np.empty(count)
     size = min(count, BLOCK // 8)
