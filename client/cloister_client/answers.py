@@ -9,6 +9,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import numpy as np
+
 from cloister_shared import durable
 from cloister_shared.durable import Arrays
 from cloister_shared.wire import Reply, ReplyHeader
@@ -28,17 +30,19 @@ class Answers:
     def save(self, ticket: str, reply: Reply) -> None:
         """Keep a reply before it is sent."""
         header = {"ticket": ticket, "reply": reply.header.model_dump_json()}
-        durable.save(self._path(reply.header.run), header, reply.vectors)
+        durable.save(self._path(reply.header.run), header, {**reply.vectors, **reply.octets})
 
     def find(self, run: str, ticket: str) -> Reply | None:
         """The very reply that this ticket had, if it was the last one answered."""
         path = self._path(run)
         if not path.exists():
             return None
-        header, vectors = durable.load(path)
+        header, arrays = durable.load(path)
         if header["ticket"] != ticket:
             return None
-        return Reply(ReplyHeader.model_validate_json(header["reply"]), vectors)
+        octets = {name: array for name, array in arrays.items() if array.dtype == np.uint8}
+        vectors = {name: array for name, array in arrays.items() if name not in octets}
+        return Reply(ReplyHeader.model_validate_json(header["reply"]), vectors, octets)
 
     def _path(self, run: str) -> Path:
         return self._folder / f"{run}.answer.safetensors"

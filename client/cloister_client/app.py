@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,29 +17,34 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cloister_client.answers import Answers, LocalState
+from cloister_client.consent import consent
 from cloister_client.dataset import Dataset, Rows, normalised
 from cloister_client.evaluate import at_a_glance, in_full, risks
 from cloister_client.ledger import Ledger, Release
 from cloister_client.network import Network
 from cloister_client.privacy import (
-    Entropy,
     Mechanism,
     dp_sgd,
-    noisy_statistics,
+    evaluation_event,
+    noisy,
     plain,
-    reproducible,
     statistics_event,
+    training_event,
+    with_its_part,
 )
 from cloister_client.secure import SecureSum
-from cloister_client.train import train
+from cloister_client.statistics import noisy_risks, noisy_statistics
+from cloister_client.train import sgd, train
 from cloister_shared.budget import Event
 from cloister_shared.envelope import read_identity, read_roster
 from cloister_shared.errors import CloisterError, TicketRefused, UpdateRefused
+from cloister_shared.noise import Entropy, keystream, reproducible
 from cloister_shared.plan import FedProx, Scaffold, StudyPlan
 from cloister_shared.tasks.layout import gathered, initial_model, layout_of
 from cloister_shared.tasks.metrics import Estimate
 from cloister_shared.tasks.zoo import task_of
 from cloister_shared.wire import (
+    Octets,
     Reply,
     ReplyHeader,
     Ticket,
@@ -79,7 +84,7 @@ class Site:
         self.answers, self.local = Answers(folder), LocalState(folder)
         self.ledger = Ledger(folder / "ledger.sqlite") if plan.private else None
         self.folder, self.noise_seed = folder, noise_seed
-        self._entropy: Entropy = os.urandom
+        self._entropy: Entropy = keystream()
         self._constants: tuple[tuple[float, float], ...] | None = None
         self._private: Mechanism | None = None
         self._initial_local = self._local.copy()
@@ -87,11 +92,16 @@ class Site:
         self.secure = None
         if plan.aggregation.secure_sum:
             identity, roster = read_identity(folder / "identity.key"), read_roster(folder / "roster.json")
-            self.secure = SecureSum(plan, self._digest, self.name, identity, roster, dataset.min_cohort, folder)
+            self.secure = SecureSum(plan, self._digest, self.name, identity, roster, dataset.policy.min_cohort, folder)
 
     # --- the things a coordinator can ask ---------------------------------------------------------------
     def enrol(self) -> ReplyHeader:
-        """Who this is, and the order of parameters it will speak in."""
+        """Who this is, and the order of parameters it will speak in.
+
+        Raises:
+            ConsentRefused: the hospital's policy does not allow the plan.
+        """
+        consent(self.dataset.policy, self.plan, self.name)
         return ReplyHeader(run="enrol", round=0, site=self.name, layout=self.layout.digest)
 
     def advertise(self, ticket: Ticket) -> Reply:
@@ -101,17 +111,15 @@ class Site:
         return Reply(header)
 
     def statistics(self, ticket: Ticket) -> Reply:
-        """Noisy sums of the number features over this hospital's training rows, for federated normalisation."""
-        if self.plan.normalisation.method != "federated":
-            raise TicketRefused("The plan does not ask for federated statistics.", mend="Correct the coordinator.")
+        """Noisy sums and counts over this hospital's training rows, for normalisation and of the cohort."""
+        if not self.plan.asks_statistics:
+            raise TicketRefused("The plan does not ask for statistics.", mend="Correct the coordinator.")
 
         def work() -> Reply:
-            at = [i for i, c in enumerate(self.dataset.columns) if c.kind == "number" and not c.absent]
-            event = statistics_event(self.plan)
-            if event:
+            if event := statistics_event(self.plan):
                 self._commit(ticket, event)
-            sums = noisy_statistics(self.dataset.train, at, self.plan, self._draw_from(ticket))
-            return self._reply(ticket, {"statistics": sums.flatten().float().numpy()})
+            said = noisy_statistics(self.dataset.train, self.plan, self._draw_from(ticket))
+            return self._reply(ticket, {}, metrics=said)
 
         return self._once(ticket, work)
 
@@ -120,13 +128,25 @@ class Site:
         return self._once(ticket, lambda: self._train(ticket))
 
     def evaluate(self, ticket: Ticket) -> Reply:
-        """Every metric of the final model on the held-out rows, and of its fine-tuned copy if the plan has one."""
-        return self._once(ticket, lambda: self._reply(ticket, {}, estimates=self.judge(ticket)))
+        """Every metric of the final model on the held-out rows, and of its fine-tuned copy if the plan has one.
+
+        With a share of epsilon for it: noisy counts of the risks that it gives, from which metrics follow.
+        """
+
+        def work() -> Reply:
+            event = evaluation_event(self.plan)
+            if event is None:
+                return self._reply(ticket, {}, estimates=self.judge(ticket))
+            self._commit(ticket, event)
+            _, rows = self._opened(ticket)
+            found = noisy_risks(rows, risks(self.network, rows), self.plan, event, self._draw_from(ticket))
+            return self._reply(ticket, {}, metrics=found)
+
+        return self._once(ticket, work)
 
     def judge(self, ticket: Ticket) -> Estimates:
         """What ``evaluate`` says, as this hospital's own people may read it."""
-        train_rows, test_rows = self._rows(ticket)
-        self._load(ticket, self.local.before(ticket.header.run, self.plan.rounds + 1))
+        train_rows, test_rows = self._opened(ticket)
         terms, seed = self.plan.evaluation, self.plan.seed
         found = {"final": in_full(self.network, test_rows, terms, seed)}
         if steps := self.plan.personalisation.fine_tune_steps:
@@ -145,9 +165,14 @@ class Site:
 
     def final_risks(self, ticket: Ticket) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Outcomes and predicted risks of the held-out rows. For simulations: no message ever carries them."""
-        _, test_rows = self._rows(ticket)
-        self._load(ticket, self.local.before(ticket.header.run, self.plan.rounds + 1))
+        _, test_rows = self._opened(ticket)
         return test_rows.y.numpy().astype(float), risks(self.network, test_rows)
+
+    def _opened(self, ticket: Ticket) -> tuple[Rows, Rows]:
+        """Training and held-out rows, with the final model in place."""
+        rows = self._rows(ticket)
+        self._load(ticket, self.local.before(ticket.header.run, self.plan.rounds + 1))
+        return rows
 
     # --- a round -------------------------------------------------------------------------------------------
     def _train(self, ticket: Ticket) -> Reply:
@@ -155,7 +180,7 @@ class Site:
         train_rows, test_rows = self._rows(ticket)
         kept = (self.local.before(run, number) or {}) if self._keeps else {}
         start = self._load(ticket, kept)
-        judged = at_a_glance(self.network, test_rows, plan.evaluation)
+        judged = {} if plan.evaluation.epsilon_share else at_a_glance(self.network, test_rows, plan.evaluation)
         mechanism = self._mechanism(train_rows, ticket)
         if mechanism.event:
             self._commit(ticket, mechanism.event)
@@ -163,8 +188,18 @@ class Site:
         correction = None
         if isinstance(plan.strategy, Scaffold):
             correction = self._correction(ticket, kept, mechanism.parameters)
-        train(mechanism, plan.training, plan.training.local_steps, pull=pull, correction=correction)
-        vectors: Vectors = {"update": self._shared - start}
+        if plan.shared_noise and plan.privacy.unit != "site":
+            update = self._one_step(mechanism)
+        else:
+            train(mechanism, plan.training, plan.training.local_steps, pull=pull, correction=correction)
+            update = self._shared - start
+        if mechanism.event and plan.shared_noise:
+            sites = len(ticket.header.cohort)
+            ring, judged["clipped"] = with_its_part(update, plan, mechanism.event, sites, self._bytes)
+            return self._reply(ticket, {}, {"update": ring.view(np.uint8)}, metrics=judged)
+        if mechanism.event and plan.privacy.unit == "site":
+            update = noisy(update, plan, mechanism.event, self._bytes)
+        vectors: Vectors = {"update": update}
         keep: Vectors = {"layers": self._local} if self.layout.local else {}
         if correction is not None:
             # Karimireddy et al. 2020, option II: c_i <- c_i - c + (x - y_i) / (K * learning rate)
@@ -174,6 +209,14 @@ class Site:
         if keep:
             self.local.save(run, number, keep)
         return self._reply(ticket, vectors, metrics=judged)
+
+    def _one_step(self, mechanism: Mechanism) -> NDArray[np.float32]:
+        """The step alone: beside a parameter it would lose low bits, and with them the bound on a patient's part."""
+        mechanism.gradient()
+        self._vector[:] = 0.0
+        with torch.no_grad():
+            sgd(mechanism.parameters, self.plan.training)()
+        return self._shared.copy()
 
     def _correction(self, ticket: Ticket, kept: Vectors, parameters: Sequence[Tensor]) -> list[Tensor]:
         """SCAFFOLD's c - c_i, shaped like the parameters; zero for those that stay here."""
@@ -185,6 +228,8 @@ class Site:
         if not self.plan.private:
             return self._plain(rows, ticket)
         self._entropy = self._draw_from(ticket)
+        if self.plan.privacy.unit == "site":  # the noise is on the update, not on its steps
+            return replace(self._plain(rows, ticket), event=training_event(self.plan, len(rows)))
         if self._private is None:
             self._private = dp_sgd(self.network.model, self.network.task, rows, self.plan, self._bytes)
         return self._private
@@ -200,10 +245,12 @@ class Site:
         """Hold a ticket against the approved plan; ``kind`` is the work asked for.
 
         Raises:
+            ConsentRefused: the hospital's policy does not allow the plan.
             TicketRefused: it is for another plan, hospital or round, or its vectors are not what the work needs.
             UpdateRefused: the hospital has more rows than the plan allows.
         """
         header, plan = ticket.header, self.plan
+        consent(self.dataset.policy, plan, self.name)
         if header.plan != self._digest:
             raise TicketRefused(
                 f"The ticket is for plan {header.plan[:12]}; {self.name} approved {self._digest[:12]}.",
@@ -268,14 +315,14 @@ class Site:
         return self._entropy(count)
 
     def _draw_from(self, ticket: Ticket) -> Entropy:
-        """Where this request's sampling and noise come from: the operating system, but in a simulation that says so."""
+        """Where this request's sampling and noise come from: a fresh keystream, but in a simulation that says so."""
         if self.noise_seed is None:
-            return os.urandom
+            return keystream()
         return reproducible(f"{self.noise_seed}|{self.name}|{ticket.header.round}")
 
     def _rows(self, ticket: Ticket) -> tuple[Rows, Rows]:
         """Training and held-out rows, centred and scaled; the constants may not change within a run."""
-        constants = ticket.header.normalisation if self.plan.normalisation.method == "federated" else self.constants
+        constants = ticket.header.normalisation if self.plan.normalises else self.constants
         if constants is None:
             raise TicketRefused("The ticket lacks the federated statistics.", mend="Correct the coordinator.")
         if self._constants is None:
@@ -306,6 +353,7 @@ class Site:
         self,
         ticket: Ticket,
         vectors: Vectors,
+        octets: Octets | None = None,
         metrics: dict[str, float | None] | None = None,
         estimates: Estimates | None = None,
     ) -> Reply:
@@ -318,7 +366,7 @@ class Site:
             metrics=metrics or {},
             estimates=estimates or {},
         )
-        return Reply(header, vectors)
+        return Reply(header, vectors, octets or {})
 
 
 def own_constants(rows: Rows, at: Sequence[int]) -> tuple[tuple[float, float], ...]:

@@ -36,12 +36,14 @@ def check(plan: Path, site: Path) -> None:
         typer.echo(f"{summary(terms)}\n\n{dataset.quality.page()}")
         typer.echo(f"\n{len(dataset.train)} rows would train and {len(dataset.test)} judge the model.")
         if terms.private:
-            from cloister_client.privacy import training_event
+            from cloister_client.privacy import Units, training_event
 
-            event = training_event(terms, len(dataset.train))
+            unit = terms.privacy.unit or "record"
+            event = training_event(terms, len(Units.of(dataset.train, unit)))
+            whole = "the noise of all hospitals is" if terms.shared_noise else "adds noise of"
             typer.echo(
-                f"Each of {terms.rounds * event.steps} steps draws a row with chance {event.sample_rate:.3g} and adds"
-                f" noise of {event.noise_multiplier:.3g} times the clip norm."
+                f"Each of {terms.rounds * event.steps} steps draws a {unit} with chance {event.sample_rate:.3g};"
+                f" {whole} {event.noise_multiplier:.3g} times the clip norm."
             )
 
 

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cloister_client.connectors.table import MIN_COHORT, TableConnector
+from cloister_client.connectors.table import TableConnector
+from cloister_client.consent import Policy
 from cloister_shared.errors import CohortTooSmall, DataRefused
 from cloister_shared.plan import BooleanFeature, CategoryFeature, Feature, NumberFeature, StudyPlan
 from cloister_shared.schema import Column, columns
@@ -92,8 +93,7 @@ class Dataset:
     train: Rows
     test: Rows
     quality: QualityReport
-    min_cohort: int = MIN_COHORT
-    """The fewest hospitals in a secure sum that it helps to open."""
+    policy: Policy = field(default_factory=Policy)
 
 
 def load_dataset(connector: TableConnector, plan: StudyPlan) -> Dataset:
@@ -133,7 +133,7 @@ def load_dataset(connector: TableConnector, plan: StudyPlan) -> Dataset:
             f" {plan.cohort.min_patients}.",
             mend="Leave this study to larger hospitals, or have cohort.min_patients lowered in the plan.",
         )
-    return Dataset(everything, train, test, report, connector.site.min_cohort)
+    return Dataset(everything, train, test, report, connector.policy)
 
 
 def normalised(rows: Rows, everything: Sequence[Column], constants: Sequence[tuple[float, float]]) -> Rows:

@@ -1,36 +1,43 @@
 """The mechanisms. Each makes the gradient of a local step AND the accounting event that this gradient costs.
 
-``dp_sgd`` is record-level DP-SGD (Abadi et al. 2016) by Opacus: true Poisson sampling, per-record clipping,
-Gaussian noise. ``plain`` is what it is compared with. Sampling and noise come from the operating system's
-cryptographic generator, which has no seed to keep or to guess; only a simulation that says so may pass another.
+``dp_sgd`` is DP-SGD (Abadi et al. 2016) by patient or by record: Poisson sampling, clipping, Gaussian noise.
+``noisy`` does the same to a whole hospital's update, and ``with_its_part`` adds what a hospital contributes where
+all share the noise. ``plain`` is what they are compared with. Sampling and noise come from a cryptographic
+keystream, which has no seed to keep or to guess; only a simulation that says so may pass another.
 """
 
 from __future__ import annotations
 
-import os
-import warnings
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cloister_client.clipping import Clipper
 from cloister_client.dataset import Rows
 from cloister_client.network import Network
+from cloister_shared import noise
 from cloister_shared.budget import Event, calibrate
 from cloister_shared.errors import PlanRefused
+from cloister_shared.masking import Ring, encoding_of, norm, weight
+from cloister_shared.noise import Entropy
 from cloister_shared.plan import Privacy, StudyPlan
-from cloister_shared.schema import numbers
+from cloister_shared.shared_noise import part, rounding_inflation
 from cloister_shared.tasks.zoo import Task
 
 Gradient = Callable[[], None]
 """Draws a batch and leaves its gradient in the ``grad`` of the mechanism's parameters."""
 
+Vector = NDArray[np.float32]
 
-Entropy = Callable[[int], bytes]
-"""So many unpredictable bytes; ``os.urandom`` wherever privacy is meant."""
+PHYSICAL_BATCH = 4096
+"""Rows that go through the model at a time, however many a step draws. Memory, not privacy."""
+
+log = logging.getLogger("cloister.site")
 
 
 @dataclass(frozen=True)
@@ -42,24 +49,39 @@ class Mechanism:
     event: Event | None
 
 
-def reproducible(seed: str) -> Entropy:
-    """Bytes that anyone with the seed can draw again. VOIDS PRIVACY; for simulations that say so."""
-    return np.random.default_rng(list(seed.encode())).bytes
+@dataclass(frozen=True)
+class Units:
+    """A table's rows by whose they are: unit ``i`` has the row numbers ``rows[starts[i]:starts[i + 1]]``."""
+
+    rows: NDArray[np.int64]
+    starts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: Rows, unit: str) -> Units:
+        """By patient, or each row by itself."""
+        if unit != "patient":
+            return cls(np.arange(len(rows)), np.arange(len(rows) + 1))
+        order = np.argsort(rows.patients, kind="stable")
+        _, counts = np.unique(rows.patients, return_counts=True)
+        return cls(order, np.concatenate([[0], np.cumsum(counts)]))
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Rows of each unit."""
+        return np.diff(self.starts)
+
+    def rows_of(self, drawn: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """All rows of the drawn units, and which of these each row is of, counted from 0."""
+        sizes = self.sizes[drawn]
+        ends = np.cumsum(sizes)
+        at = np.arange(ends[-1] if len(ends) else 0) + np.repeat(self.starts[drawn] - (ends - sizes), sizes)
+        return self.rows[at], np.repeat(np.arange(len(drawn)), sizes)
 
 
-def uniforms(entropy: Entropy, count: int) -> NDArray[np.float64]:
-    """Independent uniform numbers in [0, 1), 53 bits each."""
-    return (np.frombuffer(entropy(8 * count), dtype="<u8") >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def gaussians(entropy: Entropy, count: int) -> NDArray[np.float64]:
-    """Independent standard normal numbers (Box and Muller 1958)."""
-    half = (count + 1) // 2
-    radius = np.sqrt(-2.0 * np.log1p(-uniforms(entropy, half)))
-    angle = 2.0 * np.pi * uniforms(entropy, half)
-    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
-
-
+# --- without privacy ---------------------------------------------------------------------------------------
 def plain(network: Network, rows: Rows, batch_size: int, generator: torch.Generator) -> Mechanism:
     """Ordinary mini-batches over shuffled epochs; an epoch goes on where the last step left it."""
     x, y, batches = rows.x.numpy(), rows.y.numpy(), _epochs(len(rows), batch_size, generator)
@@ -78,94 +100,52 @@ def _epochs(rows: int, batch_size: int, generator: torch.Generator) -> Iterator[
             yield order[at : at + batch_size]
 
 
-def dp_sgd(model: nn.Module, task: Task, rows: Rows, plan: StudyPlan, entropy: Entropy = os.urandom) -> Mechanism:
+# --- a step ------------------------------------------------------------------------------------------------
+def dp_sgd(model: nn.Module, task: Task, rows: Rows, plan: StudyPlan, entropy: Entropy) -> Mechanism:
     """DP-SGD whose noise is calibrated so that the whole run meets the plan's epsilon, never more.
 
-    Each record enters a step with probability batch_size / rows, by a draw of its own; the sum of clipped
-    gradients is divided by batch_size, whatever the draw. The number of rows is taken as public.
+    Each unit enters a step with all its rows by a draw of its own, and is clipped once; the sum is divided by
+    batch_size, whatever the draw. The number of units is taken as public. Where the hospitals share the noise,
+    the gradient has none: ``with_its_part`` adds it where the update leaves.
 
     Raises:
         PlanRefused: the model keeps statistics that no clip bounds, such as BatchNorm's.
         BudgetExceeded: no noise meets the target.
     """
-    from opacus.grad_sample import GradSampleModule
-    from opacus.optimizers import DPOptimizer
-
-    # Opacus hooks every layer; that the first one's inputs want no gradient is no news.
-    warnings.filterwarnings("ignore", message="Full backward hook is firing")
     refuse_running_statistics(model)
-    terms, batch_size = plan.privacy, plan.training.batch_size
-    if terms.epsilon is None or terms.delta is None or terms.clip_norm is None:
-        raise PlanRefused("DP-SGD needs epsilon, delta and clip_norm.", mend="Add them under privacy.")
-    clip_norm = terms.clip_norm
-    event = training_event(plan, len(rows))
-    hooked = GradSampleModule(model, loss_reduction="mean")
-    optimizer = DPOptimizer(
-        torch.optim.SGD(model.parameters(), lr=1.0),  # holds the parameters; the step itself is train.py's
-        noise_multiplier=event.noise_multiplier,
-        max_grad_norm=clip_norm,
-        expected_batch_size=batch_size,
-        loss_reduction="mean",
+    terms, units = plan.privacy, Units.of(rows, plan.privacy.unit or "record")
+    event, clip_norm = training_event(plan, len(units)), _clip_norm(terms)
+    clipper = Clipper(
+        model, task.loss, clip_norm, per_unit=terms.per_patient, at_once=PHYSICAL_BATCH, notice=log.warning
     )
+    spread = 0.0 if plan.shared_noise else event.noise_multiplier * clip_norm
 
     def gradient() -> None:
-        drawn = torch.from_numpy(uniforms(entropy, len(rows)) < event.sample_rate)
-        hooked.train()
-        optimizer.zero_grad(set_to_none=True)
-        if drawn.any():
-            task.loss(hooked(rows.x[drawn]), rows.y[drawn]).backward()
-            _silence_non_finite(optimizer.params)
-        else:  # an empty draw still releases its noise, or its absence would tell
-            for parameter in optimizer.params:
-                parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))  # type: ignore[attr-defined]
-        optimizer.clip_and_accumulate()
-        _add_noise(optimizer.params, event.noise_multiplier * clip_norm, entropy)
-        optimizer.scale_grad()
+        model.train()
+        drawn = noise.draw_subset(entropy, len(units), event.sample_rate)
+        at, whose = units.rows_of(drawn)
+        clipper.add(rows.x[at], rows.y[at], torch.from_numpy(whose), len(drawn))
+        # An empty draw still releases its noise, or its absence would tell.
+        for parameter, total in zip(clipper.parameters, clipper.take(), strict=True):
+            said = torch.from_numpy(noise.noisy(entropy, total.numpy(), spread)) if spread else total
+            parameter.grad = (said / plan.training.batch_size).view_as(parameter)
 
-    return Mechanism(optimizer.params, gradient, event)
+    return Mechanism(clipper.parameters, gradient, event)
 
 
-def training_event(plan: StudyPlan, rows: int) -> Event:
-    """What one round costs a hospital with so many training rows, beside the statistics that came before.
+def training_event(plan: StudyPlan, units: int) -> Event:
+    """What one round costs a hospital with so many units to train on, beside what else it releases.
 
     Raises:
         BudgetExceeded: no noise keeps the whole run within the plan's epsilon.
     """
-    rate = min(1.0, plan.training.batch_size / rows)
+    epsilon, delta = _target(plan.privacy)
+    before = tuple(event for event in (statistics_event(plan), evaluation_event(plan)) if event)
+    if plan.privacy.unit == "site":  # one release a round, of the whole update
+        return Event(calibrate(1.0, plan.rounds, epsilon, delta, before), 1.0, 1)
+    rate = plan.training.sample_rate or min(1.0, plan.training.batch_size / units)
     steps = plan.training.local_steps
-    epsilon, delta = _target(plan.privacy)
-    statistics = statistics_event(plan) if plan.normalisation.method == "federated" else None
-    before = (statistics,) if statistics else ()
     return Event(calibrate(rate, plan.rounds * steps, epsilon, delta, before), rate, steps)
-
-
-def statistics_event(plan: StudyPlan) -> Event | None:
-    """What the hospital's noisy sums for normalisation cost, or None without DP.
-
-    They may use ``normalisation.epsilon_share`` of epsilon on their own.
-    """
-    if not plan.private:
-        return None
-    epsilon, delta = _target(plan.privacy)
-    share = plan.normalisation.epsilon_share or 0.1
-    return Event(calibrate(1.0, 1, epsilon * share, delta), 1.0, 1, purpose="statistics")
-
-
-def noisy_statistics(rows: Rows, at: list[int], plan: StudyPlan, entropy: Entropy = os.urandom) -> Tensor:
-    """Per number feature: count, sum and sum of squares of values scaled to [-1, 1] by the plan's range.
-
-    Shape [3, features]. One row changes it by at most sqrt(3 * features) in ℓ², which is the sensitivity that
-    the Gaussian noise of ``statistics_event`` is scaled to. Without DP the sums are exact.
-    """
-    ranges = torch.tensor([feature.range for feature in numbers(plan.table)])
-    centre, half = ranges.mean(dim=1), (ranges[:, 1] - ranges[:, 0]) / 2
-    values = ((rows.x[:, at] - centre) / half).clamp(-1, 1).double()
-    sums = torch.stack([torch.full((len(at),), float(len(rows))).double(), values.sum(0), (values**2).sum(0)])
-    event = statistics_event(plan)
-    if event is None:
-        return sums
-    spread = event.noise_multiplier * (3 * len(at)) ** 0.5
-    return sums + spread * torch.from_numpy(gaussians(entropy, sums.numel())).view_as(sums)
 
 
 def refuse_running_statistics(model: nn.Module) -> None:
@@ -182,22 +162,99 @@ def refuse_running_statistics(model: nn.Module) -> None:
             )
 
 
-def _add_noise(parameters: list[nn.Parameter], spread: float, entropy: Entropy) -> None:
-    """In place of Opacus's own noise, whose generator keeps 32 bits of its seed: all its noises can be tried."""
-    for parameter in parameters:
-        clipped: Tensor = parameter.summed_grad  # type: ignore[attr-defined]
-        noise = torch.from_numpy(spread * gaussians(entropy, clipped.numel()))
-        parameter.grad = (clipped + noise.view_as(clipped)).to(parameter.dtype).view_as(parameter)
+# --- a whole update ----------------------------------------------------------------------------------------
+def clipped(update: Vector, clip_norm: float) -> Vector:
+    """The update, scaled down to ``clip_norm`` in ℓ² if it is longer; nothing of one that is not finite."""
+    size = norm(update)
+    if not np.isfinite(size):
+        return np.zeros_like(update)
+    return update * np.float32(min(1.0, clip_norm / max(size, 1e-30)))
 
 
-def _silence_non_finite(parameters: list[nn.Parameter]) -> None:
-    """Zero a record's whole gradient where any part of it is not finite: one NaN would undo every clip."""
-    finite = torch.stack(
-        [torch.isfinite(p.grad_sample.flatten(1)).all(dim=1) for p in parameters]  # type: ignore[attr-defined]
-    ).all(dim=0)
-    if not finite.all():
-        for parameter in parameters:
-            parameter.grad_sample[~finite] = 0.0  # type: ignore[attr-defined]
+def noisy(update: Vector, plan: StudyPlan, event: Event, entropy: Entropy) -> Vector:
+    """A hospital's whole update under site-level DP: clipped, with the whole noise on it (McMahan et al. 2018)."""
+    clip_norm = _clip_norm(plan.privacy)
+    return noise.noisy(entropy, clipped(update, clip_norm), event.noise_multiplier * clip_norm)
+
+
+def with_its_part(update: Vector, plan: StudyPlan, event: Event, sites: int, entropy: Entropy) -> tuple[Ring, float]:
+    """The update as ring elements with this hospital's part of the shared noise, and the share that was clipped.
+
+    ``sites`` are in the cohort. The noise is discrete Gaussian on the ring's own integers, so that what the
+    coordinator adds up is a sum of noises and nothing else (Kairouz, Liu and Steinke 2021).
+
+    Raises:
+        PlanRefused: the noise would not fit beside the values, or is too fine for the ring.
+    """
+    terms, training, encoding = plan.privacy, plan.training, encoding_of(plan)
+    clip_norm = _clip_norm(terms)
+    if terms.unit == "site":
+        update = clipped(update, clip_norm)
+    else:  # one step of SGD: what a unit's clipped gradient moves
+        clip_norm *= training.learning_rate / training.batch_size
+    scale = weight(plan, sites, 0) * 2.0**encoding.fraction_bits
+    spread = part_of(plan, event) * rounding_inflation(clip_norm, scale, update.size) * scale * clip_norm
+    if spread < 16:
+        raise PlanRefused(
+            f"The noise is {spread:.2g} steps of the ring wide, too coarse to be trusted.",
+            mend="Raise aggregation.bits or lower aggregation.bound.",
+        )
+    if 8 * spread * sites**0.5 > encoding.bound * 2.0**encoding.fraction_bits:
+        raise PlanRefused(
+            "The noise would not fit into the sum.",
+            mend="Raise aggregation.bound or batch_size, or lower learning_rate and raise server_learning_rate.",
+        )
+    ring = np.zeros(update.size, np.uint32)
+    over = encoding.add(ring, update, weight(plan, sites, 0))
+    ring += noise.discrete_gaussian(entropy, spread, update.size).astype(np.uint32)
+    return ring, over / update.size
+
+
+# --- what else is released -----------------------------------------------------------------------------------
+def statistics_event(plan: StudyPlan) -> Event | None:
+    """What the sums and counts before round 1 cost, or None if there are none, or no DP.
+
+    They may use ``statistics.epsilon_share`` of epsilon on their own.
+    """
+    if not plan.private or not plan.asks_statistics:
+        return None
+    return _alone(plan, plan.statistics.epsilon_share or 0.1, "statistics")
+
+
+def evaluation_event(plan: StudyPlan) -> Event | None:
+    """What the counts of held-out risks at the end cost, or None if metrics are exact and outside epsilon."""
+    return _alone(plan, share, "evaluation") if (share := plan.evaluation.epsilon_share) else None
+
+
+def _alone(plan: StudyPlan, share: float, purpose: str) -> Event:
+    epsilon, delta = _target(plan.privacy)
+    return Event(calibrate(1.0, 1, epsilon * share, delta), 1.0, 1, purpose=purpose)
+
+
+# --- small things ------------------------------------------------------------------------------------------
+def part_of(plan: StudyPlan, event: Event) -> float:
+    """The noise multiplier of what one hospital adds to a release that costs ``event``."""
+    terms = plan.privacy
+    if not plan.shared_noise or terms.delta is None:
+        return event.noise_multiplier
+    sites = plan.cohort.min_sites
+    return event.noise_multiplier * part(charges(plan), terms.delta, sites, terms.colluding, terms.epsilon_alone)
+
+
+def charges(plan: StudyPlan, units: int = 0) -> tuple[Event, ...]:
+    """Everything that the plan releases of a hospital with so many units, from first to last.
+
+    With a sample_rate, as shared noise has it, the number of units plays no part.
+    """
+    event = training_event(plan, units)
+    whole = replace(event, steps=plan.rounds * event.steps)
+    return tuple(e for e in (statistics_event(plan), whole, evaluation_event(plan)) if e)
+
+
+def _clip_norm(terms: Privacy) -> float:
+    if terms.clip_norm is None:
+        raise PlanRefused("DP-SGD needs clip_norm.", mend="Add it under privacy.")
+    return terms.clip_norm
 
 
 def _target(terms: Privacy) -> tuple[float, float]:

@@ -135,11 +135,13 @@ class SecureSum:
         octets, clipped = Octets(), 0.0
         encoding, weights = encoding_of(self.plan), {"update": weight(self.plan, len(chains), reply.header.rows)}
         for name in masking.VECTORS:
-            if name in reply.vectors:
+            if name in reply.octets:  # encoded already, with this hospital's part of the noise
+                octets[name] = encoding.pack(encoding.mask(reply.octets[name].view(np.uint32), masks))
+            elif name in reply.vectors:
                 vector, changed = self._within(name, reply.vectors[name])
                 ring, over = encoding.encode(vector, weights.get(name, 1 / len(chains)), masks)
                 octets[name], clipped = encoding.pack(ring), max(clipped, changed, over / vector.size)
-        said = self._numbers(reply) | {"clipped": clipped}
+        said = {"clipped": clipped} | self._numbers(reply)
         numbers = masking.to_limbs(tally.to_vector(self.plan, header.round, said))
         masks.add_to(numbers)
         octets["tally"] = numbers.astype("<u4").view(np.uint8)
@@ -297,13 +299,11 @@ class SecureSum:
         return vector, 0.0
 
     def _numbers(self, reply: Reply) -> tally.Numbers:
-        """Metrics, rows and statistics, by their names in the tally."""
+        """Metrics or statistics, and rows, by their names in the tally."""
         header = reply.header
         found: tally.Numbers = {"rows": float(header.rows), **header.metrics}
         for model, metrics in header.estimates.items():
             found |= {f"{model} {name}": value for name, (value, _, _) in metrics.items()}
-        if "statistics" in reply.vectors:
-            found |= dict(zip(tally.statistics(self.plan), reply.vectors["statistics"].tolist(), strict=True))
         return found
 
     # --- the file --------------------------------------------------------------------------------------------

@@ -9,17 +9,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
-from numpy.typing import NDArray
 
+from cloister_server import statistics
 from cloister_server.cohort import enrol
 from cloister_server.rounds import Study, ask, ask_all, collect, run_round, send, ticket
-from cloister_server.store import Checkpoint, Constants, RoundRecord, Store
+from cloister_server.store import Checkpoint, RoundRecord, Store
 from cloister_server.total import require_quorum
 from cloister_shared import tally
 from cloister_shared.envelope import read_roster
 from cloister_shared.errors import EnvelopeRefused, ReplyRejected
 from cloister_shared.plan import StudyPlan
-from cloister_shared.schema import numbers
 from cloister_shared.tally import Numbers
 from cloister_shared.tasks.layout import Layout, gathered, initial_model, layout_of
 from cloister_shared.wire import Advert, ReplyHeader, read_signed, unpack_reply
@@ -52,7 +51,8 @@ def run_study(plan: StudyPlan, store: Store, grid: Grid, notice: Notice = lambda
     judged: dict[str, ReplyHeader] = {}
     if plan.aggregation.secure_sum:
         mean = ask_all(study, plan.rounds + 1, grid)
-        return Finished(study.checkpoint(), tuple(study.enrolled), judged, mean.numbers, mean.rejected)
+        said = statistics.judged(plan, mean.numbers) if plan.evaluation.epsilon_share else mean.numbers
+        return Finished(study.checkpoint(), tuple(study.enrolled), judged, said, mean.rejected)
 
     def accept(site: str, message: Message) -> None:
         judged[site] = unpack_reply(message.content).header
@@ -76,8 +76,10 @@ def open_study(plan: StudyPlan, store: Store, grid: Grid) -> Study:
         if not study.checkpoint().cohort:
             store.save(replace(study.checkpoint(), cohort=_adverts(study, grid)))
         study = replace(study, cohort=study.checkpoint().cohort)
-    if plan.normalisation.method == "federated" and study.checkpoint().normalisation is None:
-        store.save(replace(study.checkpoint(), normalisation=_federated_constants(study, grid)))
+    if plan.asks_statistics and study.checkpoint().statistics is None:
+        said = _statistics(study, grid)
+        found = replace(study.checkpoint(), statistics=said, normalisation=statistics.constants(plan, said))
+        store.save(found)
     return study
 
 
@@ -119,41 +121,28 @@ def _enrol(plan: StudyPlan, layout: Layout, grid: Grid) -> dict[str, int]:
     return enrol(plan, layout.digest, introduced, absent)
 
 
-def _federated_constants(study: Study, grid: Grid) -> Constants:
-    """Centre and scale of each number feature from the hospitals' (noisy) sums: round 0.
+def _statistics(study: Study, grid: Grid) -> Numbers:
+    """The hospitals' (noisy) sums and counts: round 0.
 
     Raises:
-        QuorumLost: too few hospitals gave their sums.
+        QuorumLost: too few hospitals gave theirs.
     """
-    plan, names = study.plan, tally.statistics(study.plan)
+    plan = study.plan
     if plan.aggregation.secure_sum:
-        said = ask_all(study, 0, grid).numbers
-        return federated_constants(plan, np.array([said[name] for name in names], dtype=float))
-    total, answered = np.zeros(len(names)), list[str]()
+        return ask_all(study, 0, grid).numbers
+    total, answered = dict.fromkeys(tally.statistics(plan), 0.0), list[str]()
 
     def accept(site: str, message: Message) -> None:
-        sums = unpack_reply(message.content).vectors.get("statistics")
-        if sums is None or sums.size != total.size or not np.isfinite(sums).all():
-            raise ReplyRejected(f"the statistics are not {total.size} finite numbers")
-        total[:] += sums
+        said = {name: value or 0.0 for name, value in unpack_reply(message.content).header.metrics.items()}
+        if set(said) != set(total) or not np.isfinite(list(said.values())).all():
+            raise ReplyRejected(f"the statistics are not {len(total)} finite numbers")
+        for name, value in said.items():
+            total[name] += value
         answered.append(site)
 
     silent = collect(grid, send(study, ticket(study, 0), grid, "query.statistics"), plan.round_timeout, accept)
     require_quorum("Statistics", len(answered), plan.cohort.min_sites, silent)
-    return federated_constants(plan, total)
-
-
-def federated_constants(plan: StudyPlan, sums: NDArray[np.float64]) -> Constants:
-    """Centre and scale of each number feature from counts, sums and squares: post-processing, costs nothing."""
-    features = numbers(plan.table)
-    total = sums.reshape(3, len(features))
-    ranges = np.array([feature.range for feature in features])
-    middle, half = ranges.mean(axis=1), (ranges[:, 1] - ranges[:, 0]) / 2
-    count = np.maximum(total[0], 1.0)
-    mean = np.clip(total[1] / count, -1, 1)
-    # Noise may push the variance below zero; a twentieth of the range is the least spread that is believed.
-    sd = np.sqrt(np.clip(total[2] / count - mean**2, 0.05**2, 1.0))
-    return tuple((float(m), float(s)) for m, s in zip(middle + half * mean, half * sd, strict=True))
+    return dict(total)
 
 
 def server_app(plan: StudyPlan, store: Store, finished: Callable[[Finished], None], notice: Notice) -> ServerApp:

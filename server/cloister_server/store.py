@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cloister_server.statistics import Constants
 from cloister_server.total import Glimpse, Mean
 from cloister_shared import durable
 from cloister_shared.errors import CheckpointBroken
 from cloister_shared.tally import Numbers
-
-Constants = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,8 @@ class Checkpoint:
     round: int
     model: NDArray[np.float32]
     state: dict[str, NDArray[np.float32]] = field(default_factory=dict[str, NDArray[np.float32]])
+    statistics: Numbers | None = None
+    """What the hospitals summed up before round 1, where the plan asks for it."""
     normalisation: Constants | None = None
     cohort: dict[str, str] = field(default_factory=dict[str, str])
     """Of a secure sum: each hospital of the run with its signed key, sorted by name."""
@@ -86,7 +87,8 @@ class Store:
         normalisation = tuple((float(centre), float(scale)) for centre, scale in pairs) if pairs else None
         model = arrays.pop("model")
         cohort = header["cohort"]
-        return Checkpoint(header["run"], header["plan"], header["round"], model, arrays, normalisation, cohort)
+        said = header["statistics"]
+        return Checkpoint(header["run"], header["plan"], header["round"], model, arrays, said, normalisation, cohort)
 
     def save(self, checkpoint: Checkpoint, record: RoundRecord | None = None) -> None:
         """Append the round's line, then replace the checkpoint, which is what counts."""
@@ -98,6 +100,7 @@ class Store:
             "run": checkpoint.run,
             "plan": checkpoint.plan,
             "round": checkpoint.round,
+            "statistics": checkpoint.statistics,
             "normalisation": checkpoint.normalisation,
             "cohort": checkpoint.cohort,
         }

@@ -4,6 +4,7 @@
     + Refusal                                     + Fault
       + PlanRefused      the plan cannot be run     + QuorumLost        too few hospitals answered
       + DataRefused      the table fails the schema + ReplyRejected     one hospital's reply is odd
+      + ConsentRefused   against a hospital's policy
       + CohortTooSmall   fewer than the minimum     + CheckpointBroken  saved state cannot be read
       + TicketRefused    not what was approved      + KeyBroken         a key or roster cannot be used
       + EnvelopeRefused  signed by another, or not
@@ -45,6 +46,10 @@ class DataRefused(Refusal):
     """A hospital's table does not meet the plan's schema."""
 
     abroad = "The hospital's table does not meet the plan; its own log says in what."
+
+
+class ConsentRefused(Refusal):
+    """The hospital's own policy does not allow what the plan asks for."""
 
 
 class CohortTooSmall(Refusal):

@@ -54,11 +54,15 @@ def threshold(sites: int) -> int:
 # --- real numbers <-> ring ---------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Encoding:
-    """Fixed point: x is held as round(x * 2^fraction_bits), after x is clipped to +-bound."""
+    """Fixed point: x is held as round(x * 2^fraction_bits), after x is clipped to +-bound.
+
+    A mean holds ``room`` times the bound at most: noise that the hospitals share is not clipped.
+    """
 
     bits: int
     bound: float
     fraction_bits: int
+    room: int = 1
 
     def encode(self, values: NDArray[np.float32], weight: float, masks: Masks) -> tuple[Ring, int]:
         """``weight * values`` as masked ring elements, and how many were clipped. Works in place of ``values``.
@@ -72,6 +76,12 @@ class Encoding:
             masks.add_to(block)
             clipped += over
         return ring, clipped
+
+    def mask(self, ring: Ring, masks: Masks) -> Ring:
+        """The same for values that are ring elements already. Works in place."""
+        for at in range(0, ring.size, BLOCK):
+            masks.add_to(ring[at : at + BLOCK])
+        return ring
 
     def add(self, total: Ring, values: NDArray[np.float32], weight: float) -> int:
         """Add ``weight * values`` to ``total``, as masks that cancel would leave it; how many were clipped."""
@@ -105,7 +115,7 @@ class Encoding:
             ReplyRejected: a value lies outside what so many honest sites can reach, as it does when a mask is
                 left over or blocks changed places.
         """
-        most = self.bound * 2.0**self.fraction_bits * (1 + 2**-22) + sites / 2
+        most = self.room * self.bound * 2.0**self.fraction_bits * (1 + 2**-22) + sites / 2
         factor = 1.0 / (weight * 2.0**self.fraction_bits)
         mean = ring.view(np.float32)
         for at in range(0, ring.size, BLOCK):
@@ -141,7 +151,7 @@ class Encoding:
 
 def encoding_of(plan: StudyPlan) -> Encoding:
     """How this plan's parameters are written as integers; both sides find it in the plan."""
-    return Encoding(plan.aggregation.bits, plan.aggregation.bound, plan.fraction_bits)
+    return Encoding(plan.aggregation.bits, plan.aggregation.bound, plan.fraction_bits, plan.room)
 
 
 def weight(plan: StudyPlan, sites: int, rows: float) -> float:

@@ -94,8 +94,15 @@ class Normalisation(_Terms):
     """
 
     method: Literal["plan", "federated", "site"] = "plan"
+
+
+class Statistics(_Terms):
+    """What the hospitals sum up before round 1: for federated normalisation, and of the cohort."""
+
+    histograms: Annotated[int, Field(ge=2, le=50)] | None = None
+    """Bins of a histogram of each number feature, beside counts of each category and outcome; none if absent."""
     epsilon_share: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """With ``federated`` and DP: the part of epsilon that the statistics alone may use (0.1 if absent)."""
+    """With DP: the part of epsilon that the statistics alone may use (0.1 if absent)."""
 
 
 # --- the task ----------------------------------------------------------------------------------------------
@@ -228,14 +235,21 @@ class Training(_Terms):
     learning_rate: Positive
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     batch_size: Count
-    """Rows a step; under DP the expected number, since each row is drawn by a coin of its own."""
+    """Rows a step; under DP what its clipped sum is divided by, and the expected number of units that it draws."""
+    sample_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Under DP: each unit's chance to enter a step; batch_size over the hospital's units if absent."""
     local_steps: Count
 
 
 class Mechanism(StrEnum):
-    """``site``: DP-SGD, each hospital adds the whole noise itself. ``none``: no differential privacy."""
+    """Who adds the noise.
+
+    ``site``: each hospital the whole of it, trusting nobody. ``shared``: each its part, and the secure sum carries
+    the whole. ``none``: nobody, so there is no differential privacy.
+    """
 
     SITE = "site"
+    SHARED = "shared"
     NONE = "none"
 
 
@@ -243,10 +257,18 @@ class Privacy(_Terms):
     """What each hospital guarantees for the whole run. Neighbouring relation: add or remove one unit."""
 
     mechanism: Mechanism
-    unit: Literal["record"] | None = None
+    unit: Literal["patient", "record", "site"] | None = None
+    """Whose presence cannot be told: a patient with all records, one record, or the hospital's whole table."""
     epsilon: Positive | None = None
     delta: Annotated[float, Field(gt=0, lt=1)] | None = None
     clip_norm: Positive | None = None
+    """Bound on what one unit adds to a step's sum, in ℓ²."""
+    per_patient: Literal["mean", "sum"] = "mean"
+    """What is clipped of a patient with several records: the mean of their gradients or the sum."""
+    colluding: Annotated[int, Field(ge=0)] = 0
+    """With ``shared``: epsilon holds though so many hospitals tell the coordinator the noise that they added."""
+    epsilon_alone: Positive | None = None
+    """With ``shared``: what epsilon is at most though all other hospitals tell theirs."""
 
 
 class Personalisation(_Terms):
@@ -270,6 +292,9 @@ class Evaluation(_Terms):
     resamples: Annotated[int, Field(ge=100, le=100_000)] = 1000
     min_count: Count = 5
     """Metrics over fewer rows of either outcome do not leave the hospital."""
+    epsilon_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """With DP: the final model alone is judged, by noisy counts of risks within this part of epsilon. If absent,
+    metrics are exact, sent in every round, and outside epsilon."""
 
 
 class StudyPlan(_Terms):
@@ -283,6 +308,7 @@ class StudyPlan(_Terms):
     task: TabularTask
     table: Schema
     normalisation: Normalisation = Normalisation()
+    statistics: Statistics = Statistics()
     cohort: Cohort = Cohort()
     rounds: Count
     round_timeout: Positive = 600.0
@@ -300,6 +326,26 @@ class StudyPlan(_Terms):
         return self.privacy.mechanism is not Mechanism.NONE
 
     @property
+    def normalises(self) -> bool:
+        """Whether the constants that centre and scale come from sums over all hospitals."""
+        return self.normalisation.method == "federated"
+
+    @property
+    def asks_statistics(self) -> bool:
+        """Whether there is a round 0."""
+        return self.normalises or self.statistics.histograms is not None
+
+    @property
+    def shared_noise(self) -> bool:
+        """Whether only the sum over the hospitals carries the whole noise."""
+        return self.privacy.mechanism is Mechanism.SHARED
+
+    @property
+    def room(self) -> int:
+        """How often the bound fits into the ring: shared noise has as much room as the values themselves."""
+        return 2 if self.shared_noise else 1
+
+    @property
     def fraction_bits(self) -> int:
         """Bits after the point of the integers that are added up: the plan's, or as many as cannot make a sum wrap."""
         if self.aggregation.fraction_bits is not None:
@@ -310,10 +356,10 @@ class StudyPlan(_Terms):
         """Whether a sum of ``cohort.max_sites`` updates can leave the ring of 2^bits integers.
 
         A hospital's weight is 1 / sites, or rows / (sites * max_rows), so the weights sum to 1 at most and what
-        the hospitals encode to bound * 2^fraction_bits; each adds half a unit by rounding, and float32
+        the hospitals encode to room * bound * 2^fraction_bits; each adds half a unit by rounding, and float32
         arithmetic a part in 2^22.
         """
-        most = self.aggregation.bound * 2.0**fraction_bits * (1 + 2**-22) + self.cohort.max_sites / 2
+        most = self.room * self.aggregation.bound * 2.0**fraction_bits * (1 + 2**-22) + self.cohort.max_sites / 2
         return most >= 2 ** (self.aggregation.bits - 1)
 
     @property

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cloister_shared.plan import (
     BooleanFeature,
     CategoryFeature,
+    FedProx,
     Krum,
     Mechanism,
     Median,
@@ -100,13 +101,19 @@ def _table(plan: StudyPlan) -> Iterator[Broken]:
 
 def _normalisation(plan: StudyPlan) -> Iterator[Broken]:
     terms = plan.normalisation
-    if terms.epsilon_share is not None and not plan.private:
-        yield Broken(("normalisation", "epsilon_share"), "means nothing with mechanism none", "Take it out.")
-    elif terms.epsilon_share is not None and terms.method != "federated":
+    shares = {"statistics": plan.statistics.epsilon_share, "evaluation": plan.evaluation.epsilon_share}
+    for key, share in shares.items():
+        if share is not None and not plan.private:
+            yield Broken((key, "epsilon_share"), "means nothing with mechanism none", "Take it out.")
+    if plan.private and plan.statistics.epsilon_share is not None and not plan.asks_statistics:
         yield Broken(
-            ("normalisation", "epsilon_share"),
-            f"means nothing with method {terms.method}",
-            "Write method: federated, or take it out.",
+            ("statistics", "epsilon_share"),
+            "is for statistics, and there are none",
+            "Write histograms: 10 beside it or normalisation.method: federated, or take it out.",
+        )
+    if sum(share or 0.0 for share in shares.values()) >= 0.9:
+        yield Broken(
+            ("statistics", "epsilon_share"), "leaves next to nothing of epsilon for training", "Lower the shares."
         )
     if terms.method == "federated" and not any(isinstance(f, NumberFeature) for f in plan.table.features):
         yield Broken(("normalisation", "method"), "has no number feature to take statistics of", "Write method: plan.")
@@ -126,6 +133,12 @@ def _privacy(plan: StudyPlan) -> Iterator[Broken]:
                 yield Broken(
                     ("privacy", key), "means nothing with mechanism none", "Take it out, or write mechanism: site."
                 )
+        if plan.training.sample_rate is not None:
+            yield Broken(
+                ("training", "sample_rate"),
+                "is a term of differential privacy, and mechanism is none",
+                "Take it out; batch_size says how many rows a step has.",
+            )
         return
     for key, value in given.items():
         if value is None:
@@ -137,6 +150,21 @@ def _privacy(plan: StudyPlan) -> Iterator[Broken]:
             " record to be published outright",
             "Write a delta far below that, such as 1e-5.",
         )
+    if terms.unit == "patient" and plan.table.patient_id is None:
+        yield Broken(
+            ("privacy", "unit"),
+            "is the patient, and the table does not say whose a row is",
+            "Add table.patient_id; or unit: record, if no patient has two rows.",
+        )
+    if terms.unit != "patient" and terms.per_patient != "mean":
+        yield Broken(("privacy", "per_patient"), f"means nothing with unit {terms.unit}", "Take it out.")
+    if terms.unit == "site":
+        yield from _site_level(plan)
+    if plan.shared_noise:
+        yield from _shared(plan)
+    elif terms.colluding or terms.epsilon_alone is not None:
+        key = "colluding" if terms.colluding else "epsilon_alone"
+        yield Broken(("privacy", key), "is a term of mechanism shared", "Take it out, or write mechanism: shared.")
     if plan.task.norm == "batch":
         yield Broken(
             ("task", "norm"),
@@ -154,6 +182,83 @@ def _privacy(plan: StudyPlan) -> Iterator[Broken]:
             ("personalisation", "fine_tune_steps"),
             "would report metrics of a model trained without noise, which epsilon does not cover",
             "Write 0, or mechanism: none.",
+        )
+
+
+def _site_level(plan: StudyPlan) -> Iterator[Broken]:
+    if plan.training.sample_rate is not None:
+        yield Broken(
+            ("training", "sample_rate"), "means nothing with unit site, where all rows are one unit", "Take it out."
+        )
+    if isinstance(plan.strategy, Scaffold):
+        yield Broken(
+            ("strategy", "name"), "sends a second vector, which unit site does not clip", "Write strategy fedavg."
+        )
+    counts = {
+        ("normalisation", "method"): plan.normalises,
+        ("statistics", "histograms"): plan.statistics.histograms is not None,
+        ("evaluation", "epsilon_share"): plan.evaluation.epsilon_share is not None,
+    }
+    for path, asked in counts.items():
+        if asked:
+            yield Broken(
+                path,
+                "sums over rows, and one whole hospital changes such a sum without bound",
+                "Write method: plan." if path[0] == "normalisation" else "Take it out.",
+            )
+
+
+def _shared(plan: StudyPlan) -> Iterator[Broken]:
+    """Only one linear, noisy, clipped sum a round has the proof (Kairouz et al. 2021)."""
+    terms, training = plan.privacy, plan.training
+    if not plan.aggregation.secure_sum:
+        yield Broken(
+            ("aggregation", "secure_sum"),
+            "is off, and then the coordinator sees an update with one hospital's part of the noise alone",
+            "Leave it on, or write mechanism: site.",
+        )
+    if plan.aggregation.weights != "equal":
+        yield Broken(
+            ("aggregation", "weights"),
+            "would weigh hospitals, and so one patient's part of the sum, differently",
+            "Write weights: equal.",
+        )
+    if training.sample_rate is None and terms.unit != "site":
+        yield Broken(
+            ("training",),
+            "lacks sample_rate, which shared noise needs to be the same everywhere",
+            "Add sample_rate: 0.2, and for batch_size what that draws at a usual hospital.",
+        )
+    if training.local_steps != 1 and terms.unit != "site":
+        yield Broken(
+            ("training", "local_steps"),
+            "makes an update that is no longer one noisy sum, so the hospitals' parts of the noise do not add up",
+            "Write local_steps: 1 and more rounds, or mechanism: site.",
+        )
+    if (training.optimizer != "sgd" or training.momentum) and terms.unit != "site":
+        key = "momentum" if training.optimizer == "sgd" else "optimizer"
+        yield Broken(
+            ("training", key),
+            "changes the update by more than a factor, so the hospitals' parts of the noise do not add up",
+            "Write optimizer: sgd without momentum, and strategy fedavgm or fedadam.",
+        )
+    if isinstance(plan.strategy, Scaffold | FedProx) and terms.unit != "site":
+        yield Broken(
+            ("strategy", "name"),
+            "corrects local steps, and shared noise allows one step",
+            "Write strategy fedavg, fedavgm or fedadam.",
+        )
+    if plan.personalisation.local_layers:
+        yield Broken(
+            ("personalisation", "local_layers"),
+            "move by a step that has no noise at the hospital, and show it in what it sends next",
+            "Take them out, or write mechanism: site.",
+        )
+    if terms.colluding > plan.cohort.min_sites - 2:
+        yield Broken(
+            ("privacy", "colluding"),
+            f"leaves fewer than two honest hospitals of {plan.cohort.min_sites}",
+            "Lower it, or raise cohort.min_sites.",
         )
 
 

@@ -51,7 +51,7 @@ def normalisation(plan: StudyPlan) -> str:
         case "site":
             return "each hospital's own mean and standard deviation"
         case "federated" if plan.private:
-            share = plan.normalisation.epsilon_share or 0.1
+            share = plan.statistics.epsilon_share or 0.1
             return f"noisy sums over all hospitals, alone within {share:.0%} of epsilon and counted in it"
         case "federated":
             return "exact sums over all hospitals, seen by the coordinator"

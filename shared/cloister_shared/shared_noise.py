@@ -11,10 +11,15 @@ Noise multipliers are the noise's standard deviation over clip_norm, as everywhe
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
-from cloister_shared.budget import Event, calibrate, epsilon
-from cloister_shared.errors import PlanRefused
+from cloister_shared.budget import Event, epsilon
+from cloister_shared.errors import BudgetExceeded
+
+Events = tuple[Event, ...]
+
+_MOST = 1000.0
 
 
 @dataclass(frozen=True)
@@ -23,82 +28,61 @@ class Standing:
 
     who: str
     colluding: int
-    noise_multiplier: float
-    """Of the noise that the colluders do not know: they can take their own away."""
+    noise: float
+    """Of the accounted noise, the part that the colluders do not know: they can take their own away."""
     epsilon: float
 
 
-def share(
-    target: float,
-    delta: float,
-    sample_rate: float,
-    rounds: int,
-    sites: int,
-    colluding: int = 0,
-    epsilon_alone: float | None = None,
-    before: tuple[Event, ...] = (),
-) -> float:
-    """The noise multiplier that each hospital adds: the central one over √(sites - colluding), or more.
+@cache
+def part(events: Events, delta: float, sites: int, colluding: int = 0, epsilon_alone: float | None = None) -> float:
+    """What each hospital adds of the noise that ``events`` account for: 1 / √(sites - colluding), or more.
 
-    ``sites`` is the quorum: the fewest hospitals in a sum that is ever opened, since those that drop out take their
-    noise with them. Any sites - colluding of them keep epsilon at ``target`` against all others and the coordinator.
-    ``epsilon_alone``, if given, is kept even against all other hospitals, by a hospital's own noise.
-    ``before`` is what each hospital released earlier with noise of its own; it counts towards both.
+    ``events`` are everything that a plan releases. ``sites`` is the quorum: the fewest hospitals in a sum that is
+    ever opened, since those that drop out take their noise with them. Any sites - colluding of them keep the promise
+    of ``events`` against all others and the coordinator. ``epsilon_alone``, if given, is kept even against all other
+    hospitals, by a hospital's own noise.
 
     Raises:
-        PlanRefused: nobody would be left who does not collude.
-        BudgetExceeded: no noise keeps an epsilon.
+        BudgetExceeded: no noise keeps ``epsilon_alone``.
     """
-    _require_some_left(sites, colluding)
-    central = calibrate(sample_rate, rounds, target, delta, before)
-    alone = 0.0 if epsilon_alone is None else calibrate(sample_rate, rounds, epsilon_alone, delta, before)
-    # A hair more than what rounding can take from the product in ``remaining``.
-    return max(central / math.sqrt(sites - colluding) * (1 + 1e-12), alone)
+    from scipy.optimize import brentq
+
+    # A hair more than rounding can take from the sum of the parts.
+    least = (1 + 1e-12) / math.sqrt(sites - colluding)
+    if epsilon_alone is None or _scaled(events, delta, least) <= epsilon_alone:
+        return least
+    if (drowned := _scaled(events, delta, _MOST)) > epsilon_alone:
+        raise BudgetExceeded(f"Epsilon {epsilon_alone:g} against all others cannot be kept: at best {drowned:.3g}.")
+    found = float(brentq(lambda each: _scaled(events, delta, each) - epsilon_alone, least, _MOST, rtol=1e-4))
+    while _scaled(events, delta, found) > epsilon_alone:
+        found *= 1.0001
+    return found
 
 
-def remaining(each: float, sites: int, colluding: int) -> float:
-    """The noise multiplier of the sum, where each of ``sites`` adds ``each`` and the colluding know theirs."""
-    return each * math.sqrt(sites - colluding)
+def certificate(events: Events, delta: float, each: float, sites: int, colluding: int = 0) -> tuple[Standing, ...]:
+    """What is promised where each of ``sites`` hospitals adds ``each`` of the noise, a row for each company.
 
-
-def certificate(
-    each: float,
-    delta: float,
-    sample_rate: float,
-    rounds: int,
-    sites: int,
-    colluding: int = 0,
-    before: tuple[Event, ...] = (),
-) -> tuple[Standing, ...]:
-    """What the patients of a hospital are promised where each hospital adds noise of ``each``; see ``share``.
-
-    Rows by the number that colludes: the coordinator alone, with the ``colluding`` that the plan allows for, with a
-    third of the hospitals (of the quorum, rounded up), with all other hospitals.
-
-    Raises:
-        PlanRefused: nobody would be left who does not collude.
+    Against the coordinator alone, with the ``colluding`` that the plan allows for, with a third of the hospitals (of
+    the quorum, rounded up), and with all but one.
     """
-    _require_some_left(sites, colluding)
-    companies = [(0, "the coordinator alone")]
-    if colluding:
-        companies.append((colluding, "with as many hospitals as the plan allows for"))
-    if sites > 2:
-        companies.append((-(-sites // 3), "with a third of the hospitals"))
-    if sites > 1:
-        companies.append((sites - 1, "with all other hospitals"))
-    rows: list[Standing] = []
-    for count, who in sorted(companies):
-        left = remaining(each, sites, count)
-        rows.append(Standing(who, count, left, epsilon([*before, Event(left, sample_rate, rounds)], delta)))
-    return tuple(rows)
+    companies = {
+        "the coordinator alone": 0,
+        f"with {colluding} of the other hospitals, as the plan allows for": colluding,
+        "with a third of the hospitals": min(-(-sites // 3), sites - 1),
+        "with all other hospitals": sites - 1,
+    }
+    if not colluding:
+        del companies[f"with {colluding} of the other hospitals, as the plan allows for"]
+    found: list[Standing] = []
+    for who, count in sorted(companies.items(), key=lambda company: company[1]):
+        left = each * math.sqrt(sites - count)
+        found.append(Standing(who, count, left, _scaled(events, delta, left)))
+    return tuple(found)
 
 
-def _require_some_left(sites: int, colluding: int) -> None:
-    if not 0 <= colluding < sites:
-        raise PlanRefused(
-            f"If {colluding} of {sites} hospitals collude, no other is there to add noise.",
-            mend="Let fewer collude, or raise cohort.min_sites.",
-        )
+def _scaled(events: Events, delta: float, noise: float) -> float:
+    """Epsilon where only so much of the noise is there."""
+    return epsilon([replace(event, noise_multiplier=noise * event.noise_multiplier) for event in events], delta)
 
 
 def rounding_inflation(clip_norm: float, scale: float, dimension: int) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloister_shared.plan import StudyPlan
-from cloister_shared.schema import numbers
+from cloister_shared.schema import columns, numbers
 from cloister_shared.tasks.metrics import METRICS
 
 Kind = Literal["statistics", "train", "evaluate"]
@@ -34,7 +34,9 @@ def names(plan: StudyPlan, number: int) -> tuple[str, ...]:
         case "statistics":
             own = statistics(plan)
         case "train":
-            own = ("clipped", *_known(GLANCE))
+            own = ("clipped", *(() if plan.evaluation.epsilon_share else _known(GLANCE)))
+        case "evaluate" if plan.evaluation.epsilon_share:
+            own = risks()
         case "evaluate":
             models = ("final", "fine-tuned") if plan.personalisation.fine_tune_steps else ("final",)
             own = _known(f"{model} {metric}" for model in models for metric in METRICS)
@@ -42,10 +44,37 @@ def names(plan: StudyPlan, number: int) -> tuple[str, ...]:
 
 
 def statistics(plan: StudyPlan) -> tuple[str, ...]:
-    """Counts, sums and sums of squares of the number features, where the plan asks for them."""
-    if plan.normalisation.method != "federated":
-        return ()
-    return tuple(f"{kind} {feature.name}" for kind in ("count", "sum", "square") for feature in numbers(plan.table))
+    """Counts, sums and sums of squares of the number features, then histograms, where the plan asks for them."""
+    sums = [f"{kind} {feature.name}" for kind in ("count", "sum", "square") for feature in numbers(plan.table)]
+    cells = [cell(what, which) for what, cells in histograms(plan).items() for which in cells]
+    return (*(sums if plan.normalises else ()), *cells)
+
+
+def cell(what: str, which: str) -> str:
+    """The name of one cell of a histogram."""
+    return f"in {what}: {which}"
+
+
+def histograms(plan: StudyPlan) -> dict[str, tuple[str, ...]]:
+    """The cells of each histogram: of a number by bin, else by category; whether a value was missing; the outcome."""
+    bins = plan.statistics.histograms
+    found: dict[str, tuple[str, ...]] = {}
+    for column in columns(plan.table) if bins else ():
+        if column.kind == "number" and not column.absent:
+            found[column.name] = tuple(str(at) for at in range(bins or 0))
+        elif column.kind == "category" and not column.absent:
+            found[column.feature] = (*found.get(column.feature, ()), str(column.category))
+        else:
+            found[column.name] = ("no", "yes")
+    return found | ({plan.table.target.name: ("no", "yes")} if bins else {})
+
+
+RISK_BINS = 40
+
+
+def risks() -> tuple[str, ...]:
+    """Held-out patients with and without the outcome, by risk from 0 to 1."""
+    return tuple(f"{outcome} at risk {at}" for outcome in ("ill", "well") for at in range(RISK_BINS))
 
 
 def to_vector(plan: StudyPlan, number: int, said: Mapping[str, float | None]) -> NDArray[np.float64]:

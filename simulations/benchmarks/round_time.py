@@ -29,6 +29,7 @@ from torch.nn import functional
 
 from cloister_client.app import Site, client_app
 from cloister_client.connectors.table import open_table
+from cloister_client.consent import ANY
 from cloister_client.dataset import Dataset, QualityReport, Rows, load_dataset, normalised
 from cloister_server.app import open_study
 from cloister_server.rounds import run_round
@@ -107,7 +108,7 @@ def hospitals(folder: Path) -> tuple[StudyPlan, dict[str, Dataset]]:
         held_out = torch.arange(len(own)) % 5 == 0
         train, test = (Rows(x[i], y[i], np.arange(len(i))) for i in (own[~held_out], own[held_out]))
         name = f"hospital-{at}"
-        datasets[name] = Dataset(parts[0].columns, train, test, QualityReport(name, len(own), []))
+        datasets[name] = Dataset(parts[0].columns, train, test, QualityReport(name, len(own), []), ANY)
     return plan, datasets
 
 

@@ -22,6 +22,7 @@ from flwr.app import ArrayRecord, Error, Message
 from numpy.typing import NDArray
 
 from cloister_client.app import Site, client_app
+from cloister_client.consent import ANY
 from cloister_client.dataset import Dataset, QualityReport, Rows
 from cloister_server.rounds import Study, run_round
 from cloister_server.store import Checkpoint, Store
@@ -171,7 +172,7 @@ class Hospital(Site):
     def __init__(self, terms: Terms, k: int, folder: Path, layout: Layout) -> None:
         count = terms.rows[k] if terms.rows else 1
         rows = Rows(torch.zeros(count, 0), torch.zeros(count), np.arange(count))
-        super().__init__(terms.plan, Dataset((), rows, rows, QualityReport(name_of(k), count, [])), folder)
+        super().__init__(terms.plan, Dataset((), rows, rows, QualityReport(name_of(k), count, []), ANY), folder)
         self.layout, self.making = layout, 0.0
         self._learn: Callable[[], Vector] = lambda: terms.update(k)
 

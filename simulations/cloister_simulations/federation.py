@@ -28,7 +28,7 @@ from cloister_server.app import Finished, server_app
 from cloister_server.store import RoundRecord, Store
 from cloister_shared import budget, durable
 from cloister_shared.errors import DataRefused
-from cloister_shared.plan import StudyPlan
+from cloister_shared.plan import Mechanism, Privacy, StudyPlan
 from cloister_shared.plan_file import amend
 from cloister_shared.schema import numbers, plan_constants
 from cloister_shared.tally import GLANCE
@@ -142,9 +142,15 @@ def plan_for(plan: StudyPlan, arm: Arm, seed: int) -> StudyPlan:
     """The plan as this arm runs it: with this seed and epsilon, or without privacy."""
     if arm.kind == "private":
         return amend(plan, seed=seed, privacy={"epsilon": arm.epsilon})
-    share = {"normalisation": {"epsilon_share": None}}
-    none = {"mechanism": "none", "unit": None, "epsilon": None, "delta": None, "clip_norm": None}
-    return amend(plan, seed=seed, privacy=none, **share)
+    none = Privacy(mechanism=Mechanism.NONE).model_dump(mode="json")
+    return amend(
+        plan,
+        seed=seed,
+        privacy=none,
+        training={"sample_rate": None},
+        statistics={"epsilon_share": None},
+        evaluation={"epsilon_share": None},
+    )
 
 
 def compare(

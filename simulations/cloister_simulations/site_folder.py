@@ -12,6 +12,7 @@ import yaml
 from numpy.typing import NDArray
 
 from cloister_shared.envelope import new_identity, read_identity, save_roster
+from cloister_shared.plan import Mechanism
 
 Units = dict[str, str | dict[str, str | float]]
 
@@ -38,7 +39,9 @@ def write(hospital: Hospital, folder: Path, table: str) -> Path:
     differs = {"columns": hospital.columns, "units": hospital.units}
     described = {"path": table} | {key: value for key, value in differs.items() if value}
     site_yaml = folder / "site.yaml"
-    terms = {"site": hospital.site, "table": described}
+    # The arms without privacy, against which the others are held, need a hospital that accepts them.
+    policy = {"mechanisms": [mechanism.value for mechanism in Mechanism]}
+    terms = {"site": hospital.site, "policy": policy, "table": described}
     site_yaml.write_text(yaml.safe_dump(terms, sort_keys=False), encoding="utf-8", newline="\n")
     return site_yaml
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cloister_client.app import Site
+from cloister_client.consent import ANY
 from cloister_client.dataset import Dataset, QualityReport, Rows
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend, read_plan
@@ -76,7 +77,7 @@ def open_site(tmp_path: Path) -> Callable[..., Site]:
     ) -> Site:
         train = some_rows() if train is None else train
         test = some_rows(20, seed=9) if test is None else test
-        dataset = Dataset(columns(plan.table), train, test, QualityReport("st-marys", len(train), []))
+        dataset = Dataset(columns(plan.table), train, test, QualityReport("st-marys", len(train), []), ANY)
         return Site(plan, dataset, tmp_path / folder, noise_seed=noise_seed)
 
     return opened

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from cloister_client import app as app_module
 from cloister_client.app import FAILED, REFUSED, Site, client_app, own_constants
 from cloister_client.dataset import Rows
+from cloister_shared import noise
 from cloister_shared.errors import BudgetExceeded, CohortTooSmall, DataRefused, TicketRefused, UpdateRefused
 from cloister_shared.tasks.metrics import auroc
 from cloister_shared.wire import Ticket, TicketHeader, pack, pack_vectors, unpack_reply
@@ -129,7 +129,7 @@ def test_federated_constants_may_not_change_within_a_run(open_site, ticket_for, 
 
 
 def test_statistics_are_refused_where_the_plan_asks_for_none(open_site, ticket_for, plan_with):
-    with pytest.raises(TicketRefused, match="does not ask for federated statistics"):
+    with pytest.raises(TicketRefused, match="does not ask for statistics"):
         (site := open_site(plan_with())).statistics(ticket_for(site, 0))
 
 
@@ -473,9 +473,12 @@ def test_batches_depend_on_seed_site_and_round(open_site, ticket_for, plan_with)
 
 
 def test_under_privacy_a_request_draws_from_the_operating_system(open_site, ticket_for, plan_with):
-    site = open_site(plan_with(dp=True))
-    assert site._draw_from(ticket_for(site)) is os.urandom
-    assert open_site(plan_with(dp=True), folder="seeded", noise_seed=1)._draw_from(ticket_for(site)) is not os.urandom
+    """A keystream under a key of the operating system's, another for every request."""
+    site, seeded = open_site(plan_with(dp=True)), open_site(plan_with(dp=True), folder="seeded", noise_seed=1)
+    ticket = ticket_for(site)
+    assert site._draw_from(ticket)(32) != site._draw_from(ticket)(32)
+    assert type(site._draw_from(ticket).__self__) is type(noise.keystream().__self__)
+    assert seeded._draw_from(ticket)(32) == seeded._draw_from(ticket)(32)
 
 
 def test_a_hospital_larger_than_the_plan_allows_spends_nothing(open_site, ticket_for, plan_with):

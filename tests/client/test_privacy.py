@@ -1,13 +1,13 @@
 """cloister_client.privacy: every gradient that leaves is clipped, sampled and noised as its price says."""
 
 import math
-import os
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
@@ -15,17 +15,10 @@ from torch import Tensor, nn
 
 from cloister_client import privacy
 from cloister_client.dataset import Rows
-from cloister_client.privacy import (
-    Entropy,
-    dp_sgd,
-    gaussians,
-    noisy_statistics,
-    refuse_running_statistics,
-    reproducible,
-    uniforms,
-)
+from cloister_client.privacy import Units, dp_sgd, noisy, refuse_running_statistics, with_its_part
 from cloister_shared.budget import epsilon
 from cloister_shared.errors import PlanRefused
+from cloister_shared.noise import Entropy, reproducible
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend
 from cloister_shared.tasks import tabular
@@ -33,6 +26,7 @@ from cloister_shared.tasks.layout import initial_model
 from cloister_shared.tasks.zoo import Task
 
 CLIP = 0.7
+DP = {"mechanism": "site", "unit": "record", "epsilon": 3.0, "delta": 1e-5, "clip_norm": 1.0}
 MLP = {"name": "tabular", "model": "mlp", "hidden": [5], "norm": "layer"}
 
 
@@ -138,6 +132,8 @@ def inclusions(no_noise, dp_plan, rows, recorder) -> NDArray[np.bool_]:
     mechanism = dp_sgd(nn.Linear(3, 1), task, some, plan, seeded(1))
     assert mechanism.event is not None
     assert mechanism.event.sample_rate == RATE
+    mechanism.gradient()
+    task.drawn.clear()  # what the clipper tried out
     entered = np.zeros((STEPS, ROWS), dtype=bool)
     for step in range(STEPS):
         seen = len(task.drawn)
@@ -231,14 +227,6 @@ def test_nothing_but_the_given_bytes_moves_sampling_and_noise(plan_with, rows):
     assert torch.equal(*released)
 
 
-def test_gaussians_are_standard_normal():
-    drawn = gaussians(os.urandom, 200_001)
-    assert len(drawn) == 200_001
-    assert stats.kstest(drawn, "norm").pvalue > 1e-4
-    assert abs(stats.kurtosis(drawn)) < 0.1
-    assert 0 <= uniforms(os.urandom, 1000).min() < uniforms(os.urandom, 1000).max() < 1
-
-
 # --- models ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d(4), nn.BatchNorm2d(4), nn.InstanceNorm1d(4, track_running_stats=True)])
 @pytest.mark.parametrize("frozen", [False, True])
@@ -256,55 +244,140 @@ def test_layers_that_keep_nothing_pass(norm):
     refuse_running_statistics(nn.Sequential(nn.Linear(3, 4), norm, nn.Linear(4, 1)))
 
 
-# --- statistics for normalisation --------------------------------------------------------------------------
-FEDERATED = {"method": "federated"}
-wild = st.floats(-1e6, 1e6, width=32)
+# --- patients ----------------------------------------------------------------------------------------------
+@pytest.fixture
+def by_patient(plan_with) -> Callable[..., StudyPlan]:
+    def made(**privacy_terms: object) -> StudyPlan:
+        return plan_with(
+            privacy=DP | {"unit": "patient", "clip_norm": CLIP, **privacy_terms}, table={"patient_id": "patient"}
+        )
+
+    return made
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(wild, wild, wild), min_size=1, max_size=6))
-def test_one_row_moves_the_sums_by_at_most_their_sensitivity(plan_with, some):
-    plan = plan_with(normalisation=FEDERATED)
-    x = torch.tensor(some)
-    y = torch.zeros(len(x))
-    with_all = noisy_statistics(Rows(x, y, np.arange(len(x))), [0, 1, 2], plan, seeded())
-    without = noisy_statistics(Rows(x[1:], y[1:], np.arange(len(x) - 1)), [0, 1, 2], plan, seeded())
-    assert float((with_all - without).norm()) <= math.sqrt(3 * 3) * (1 + 1e-9)
+def repeated(rows: Rows, times: int) -> Rows:
+    """Every patient with so many rows alike, not side by side."""
+    return Rows(rows.x.repeat(times, 1), rows.y.repeat(times), np.tile(rows.patients, times))
 
 
-def test_the_sensitivity_is_reached(plan_with):
-    rows = Rows(torch.tensor([[2.0, -2.0, 2.0]]), torch.zeros(1), np.arange(1))
-    nobody = Rows(torch.zeros(0, 3), torch.zeros(0), np.arange(0))
-    plan = plan_with(normalisation=FEDERATED)
-    moved = noisy_statistics(rows, [0, 1, 2], plan, seeded()) - noisy_statistics(nobody, [0, 1, 2], plan, seeded())
-    assert float(moved.norm()) == pytest.approx(math.sqrt(9))
+@pytest.mark.parametrize("times", [1, 2, 4, 8])
+def test_a_patient_is_clipped_once_however_many_records(no_noise, by_patient, rows, times):
+    """The mean of equal records is one of them; and no patient moves the sum by more than the clip."""
+    plan, some = by_patient(), rows()
+    torch.testing.assert_close(one_gradient(plan, repeated(some, times)), one_gradient(plan, some))
+    plan, everybody = by_patient(clip_norm=0.01), repeated(some, times)
+    rest = only(everybody, np.flatnonzero(everybody.patients != 3))
+    moved = float((one_gradient(plan, everybody) - one_gradient(plan, rest)).norm()) * plan.training.batch_size
+    assert 0.0099 < moved <= 0.01 * (1 + 1e-4)
 
 
-def test_exact_sums_are_count_sum_and_squares_on_the_range(plan_with, rows):
-    some = rows(11)
-    scaled = (some.x.numpy().astype(float) / 2).clip(-1, 1)
-    expected = [np.full(3, 11.0), scaled.sum(0), (scaled**2).sum(0)]
-    found = noisy_statistics(some, [0, 1, 2], plan_with(normalisation=FEDERATED), seeded())
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
+def test_a_sum_over_a_patients_records_is_clipped_too(no_noise, by_patient, rows):
+    plan, some = by_patient(per_patient="sum", clip_norm=1e6), rows()
+    torch.testing.assert_close(one_gradient(plan, repeated(some, 3)), 3 * one_gradient(plan, some))
+    plan, some.x[:] = by_patient(per_patient="sum"), some.x * 1e3
+    torch.testing.assert_close(one_gradient(plan, repeated(some, 3)), one_gradient(plan, some))
 
 
-def test_noise_of_the_sums_is_what_their_event_says(plan_with, rows):
-    plan, generator = plan_with(dp=True, normalisation={**FEDERATED, "epsilon_share": 0.2}), seeded(4)
-    event = privacy.statistics_event(plan)
-    assert event is not None
-    assert (event.sample_rate, event.steps, event.purpose) == (1.0, 1, "statistics")
-    assert epsilon([event], 1e-5) == pytest.approx(0.2 * 3.0, rel=5e-3)
-    exact = noisy_statistics(rows(), [0, 1, 2], plan_with(normalisation=FEDERATED), generator)
-    noise = torch.stack([noisy_statistics(rows(), [0, 1, 2], plan, generator) - exact for _ in range(2000)])
-    assert float(noise.std()) == pytest.approx(event.noise_multiplier * math.sqrt(9), rel=0.02)
+@pytest.mark.parametrize("times", [1, 2, 4, 8])
+def test_epsilon_does_not_depend_on_records_a_patient(by_patient, rows, times):
+    plan, some = by_patient(), repeated(rows(), times)
+    event = dp_sgd(nn.Linear(3, 1), tabular, some, plan, seeded()).event
+    assert event == privacy.training_event(plan, 24)
 
 
-def test_statistics_and_training_share_one_epsilon(plan_with):
-    plan = plan_with(dp=True, normalisation=FEDERATED)
-    statistics = privacy.statistics_event(plan)
-    assert statistics is not None
-    training = privacy.training_event(plan, 24)
-    assert training.sample_rate == 1.0
-    together = epsilon([statistics, *[training] * plan.rounds], 1e-5)
-    assert 0.995 * 3.0 < together <= 3.0
-    assert training.noise_multiplier > privacy.training_event(plan_with(dp=True), 24).noise_multiplier
+def test_patients_are_drawn_whole(no_noise, by_patient, rows, recorder):
+    plan = amend(by_patient(), training={"batch_size": 6})
+    some, task = repeated(rows(), 3), recorder()
+    some = Rows(some.x, torch.from_numpy(some.patients).float(), some.patients)
+    mechanism = dp_sgd(nn.Linear(3, 1), task, some, plan, seeded(5))
+    assert mechanism.event
+    assert mechanism.event.sample_rate == 6 / 24
+    mechanism.gradient()
+    task.drawn.clear()  # what the clipper tried out
+    for _ in range(50):
+        mechanism.gradient()
+    assert task.drawn
+    for drawn in task.drawn:
+        _, counts = np.unique(drawn, return_counts=True)
+        assert set(counts) == {3}
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.data())
+def test_units_give_back_all_rows_of_whom_they_are_asked(patients, data):
+    some = Rows(torch.zeros(len(patients), 1), torch.zeros(len(patients)), np.array(patients))
+    units = Units.of(some, "patient")
+    drawn = np.array(sorted(data.draw(st.sets(st.integers(0, len(units) - 1)))), dtype=np.int64)
+    at, whose = units.rows_of(drawn)
+    known = np.unique(patients)
+    assert sorted(at.tolist()) == [i for i, patient in enumerate(patients) if patient in known[drawn]]
+    assert [patients[i] for i in at] == known[drawn][whose].tolist()
+    assert units.sizes.sum() == len(patients)
+
+
+# --- a whole hospital --------------------------------------------------------------------------------------
+def test_an_update_under_site_level_privacy_is_clipped_and_noised(plan_with):
+    plan = plan_with(privacy=DP | {"unit": "site", "clip_norm": 2.0})
+    event = privacy.training_event(plan, 24)
+    assert (event.sample_rate, event.steps) == (1.0, 1)
+    assert epsilon([event] * plan.rounds, 1e-5) == pytest.approx(3.0, rel=5e-3)
+    update = np.full(40_000, 5.0, np.float32)
+    found = noisy(update, plan, event, seeded(6))
+    assert float(found.mean()) == pytest.approx(2.0 / 200, abs=5 * event.noise_multiplier * 2.0 / 200)
+    assert found.std() == pytest.approx(event.noise_multiplier * 2.0, rel=0.02)
+    update[7] = math.nan
+    assert np.isfinite(noisy(update, plan, event, seeded(6))).all()
+
+
+# --- noise that hospitals share ----------------------------------------------------------------------------
+@pytest.fixture
+def shared_plan(plan_with) -> Callable[..., StudyPlan]:
+    def made(**terms: object) -> StudyPlan:
+        return plan_with(
+            privacy=DP | {"mechanism": "shared", "clip_norm": CLIP, **terms},
+            aggregation={"secure_sum": True},
+            training={"local_steps": 1, "sample_rate": 1.0},
+            cohort={"min_sites": 9},
+        )
+
+    return made
+
+
+def noise_of(plan: StudyPlan, sites: int) -> NDArray[np.float64]:
+    """What one hospital of so many adds to a flat update, in units of the mean's own step."""
+    event = privacy.training_event(plan, 24)
+    ring, over = with_its_part(np.zeros(50_000, np.float32), plan, event, sites, seeded(7))
+    assert over == 0
+    step = plan.training.learning_rate * CLIP / plan.training.batch_size * 2.0**plan.fraction_bits / sites
+    return ring.view(np.int32) / (event.noise_multiplier * step)
+
+
+@pytest.mark.parametrize("sites", [9, 12])
+def test_each_hospital_adds_its_part_of_the_quorums_noise(shared_plan, sites):
+    """A third of it with nine, also where twelve came: three of them may drop out."""
+    assert noise_of(shared_plan(), sites).std() == pytest.approx(1 / 3, rel=0.02)
+    assert noise_of(shared_plan(colluding=5), sites).std() == pytest.approx(1 / 2, rel=0.02)
+
+
+def test_the_floor_keeps_epsilon_against_all_others(shared_plan):
+    plan = shared_plan(epsilon_alone=4.0)
+    event = privacy.training_event(plan, 24)
+    own = privacy.part_of(plan, event)
+    assert own > event.noise_multiplier / 3
+    assert epsilon([replace(event, noise_multiplier=own)] * plan.rounds, 1e-5) == pytest.approx(4.0, rel=5e-3)
+
+
+def test_the_step_alone_has_no_noise(shared_plan, rows):
+    """It is added where the update leaves, on the ring's own integers."""
+    plan, some = shared_plan(), rows()
+    assert torch.equal(one_gradient(plan, some), one_gradient(plan, some))
+    torch.testing.assert_close(one_gradient(plan, some), by_definition(plan, some, CLIP), rtol=2e-5, atol=5e-7)
+
+
+def test_noise_that_does_not_fit_is_refused(shared_plan):
+    event = privacy.training_event(shared_plan(), 24)
+    coarse = amend(shared_plan(), aggregation={"bits": 16})
+    with pytest.raises(PlanRefused, match="too coarse to be trusted"):
+        with_its_part(np.zeros(5, np.float32), coarse, event, 9, seeded())
+    loud = amend(shared_plan(), training={"learning_rate": 500.0})
+    with pytest.raises(PlanRefused, match="would not fit"):
+        with_its_part(np.zeros(5, np.float32), loud, event, 9, seeded())

@@ -1,6 +1,7 @@
 """cloister_shared.shared_noise: what is promised is kept against every company, and known figures come out."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,95 +9,88 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloister_shared.budget import Event, calibrate, epsilon
-from cloister_shared.errors import BudgetExceeded, PlanRefused
-from cloister_shared.shared_noise import certificate, remaining, rounding_inflation, share
+from cloister_shared.errors import BudgetExceeded
+from cloister_shared.shared_noise import Events, certificate, part, rounding_inflation
 
 DELTA = 1e-5
-STATISTICS = Event(8.0, 1.0, 1, purpose="statistics")
+STATISTICS = Event(40.0, 1.0, 1, purpose="statistics")
 # Few terms, so that the accountant's curves are found again and the tests stay quick.
 TARGETS = st.sampled_from([(1.0, 0.2, 200), (3.0, 1.0, 20), (0.5, 0.01, 100)])
-COMPANIES = st.integers(1, 12).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n - 1)))
+COMPANIES = st.integers(2, 12).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n - 1)))
+
+
+def events(claimed: float = 1.0, rate: float = 0.2, rounds: int = 200, before: Events = ()) -> Events:
+    return (*before, Event(calibrate(rate, rounds, claimed, DELTA, before), rate, rounds))
+
+
+def with_noise(of: Events, noise: float) -> float:
+    return epsilon([replace(event, noise_multiplier=noise * event.noise_multiplier) for event in of], DELTA)
 
 
 def test_known_figures():
     """20 hospitals, epsilon 1 at a rate of 0.2 over 200 rounds, as Google's tighter accountant (PLD) priced it."""
-    each = share(1.0, DELTA, 0.2, 200, sites=20)
-    alone, third, others = certificate(each, DELTA, 0.2, 200, sites=20)
-    half = epsilon([Event(remaining(each, 20, 10), 0.2, 200)], DELTA)
-    found = [alone.epsilon, third.epsilon, half, others.epsilon]
+    terms = events()
+    each = part(terms, DELTA, sites=20)
+    alone, third, others = certificate(terms, DELTA, each, sites=20)
+    found = [alone.epsilon, third.epsilon, with_noise(terms, each * math.sqrt(10)), others.epsilon]
     assert found == pytest.approx([1.0, 1.25, 1.47, 5.8], rel=0.02)
     assert [row.colluding for row in (alone, third, others)] == [0, 7, 19]
     # Rényi accounting asks for 8 % more noise than the tighter one that found 10.67.
-    assert alone.noise_multiplier == pytest.approx(1.085 * 10.67, rel=1e-3)
-    assert others.noise_multiplier == pytest.approx(each)
+    assert terms[0].noise_multiplier == pytest.approx(1.085 * 10.67, rel=1e-3)
+    assert others.noise == pytest.approx(each)
 
 
 @settings(max_examples=30, deadline=None)
-@given(TARGETS, COMPANIES)
-def test_the_claim_is_kept_against_every_company_that_is_allowed(target, company):
+@given(TARGETS, COMPANIES, st.sampled_from([(), (STATISTICS,)]))
+def test_the_claim_is_kept_against_every_company_that_is_allowed(target, company, before):
     (claimed, rate, rounds), (sites, colluding) = target, company
-    each = share(claimed, DELTA, rate, rounds, sites, colluding)
+    terms = events(claimed, rate, rounds, before)
+    each = part(terms, DELTA, sites, colluding)
     for fewer in range(colluding + 1):
-        assert epsilon([Event(remaining(each, sites, fewer), rate, rounds)], DELTA) <= claimed
+        assert with_noise(terms, each * math.sqrt(sites - fewer)) <= claimed
     # and not by much more noise than that takes
-    assert epsilon([Event(remaining(each, sites, colluding), rate, rounds)], DELTA) >= 0.999 * claimed
+    assert with_noise(terms, each * math.sqrt(sites - colluding)) >= 0.999 * claimed
 
 
 @settings(max_examples=20, deadline=None)
 @given(TARGETS, COMPANIES, st.sampled_from([None, 4.0, 9.0]), st.sampled_from([(), (STATISTICS,)]))
 def test_a_certificate_gets_worse_with_the_company(target, company, alone, before):
     (claimed, rate, rounds), (sites, colluding) = target, company
-    each = share(claimed, DELTA, rate, rounds, sites, colluding, alone, before)
-    rows = certificate(each, DELTA, rate, rounds, sites, colluding, before)
+    terms = events(claimed, rate, rounds, before)
+    each = part(terms, DELTA, sites, colluding, alone)
+    rows = certificate(terms, DELTA, each, sites, colluding)
     assert [row.colluding for row in rows] == sorted(row.colluding for row in rows)
     assert [row.epsilon for row in rows] == sorted(row.epsilon for row in rows)
     assert rows[0].who == "the coordinator alone"
     assert rows[-1].colluding == sites - 1
     for row in rows:
-        assert row.epsilon == epsilon([*before, Event(row.noise_multiplier, rate, rounds)], DELTA)
+        assert row.epsilon == with_noise(terms, row.noise)
         if row.colluding <= colluding:
             assert row.epsilon <= claimed
         if alone:
             assert row.epsilon <= max(alone, claimed)
 
 
-def test_the_floor_is_kept_against_everybody():
-    without, floored = (share(1.0, DELTA, 0.2, 200, 20, epsilon_alone=alone) for alone in (None, 3.0))
-    assert certificate(without, DELTA, 0.2, 200, 20)[-1].epsilon > 5
-    assert 2.99 < certificate(floored, DELTA, 0.2, 200, 20)[-1].epsilon <= 3
-    assert floored == calibrate(0.2, 200, 3.0, DELTA)
-    assert share(1.0, DELTA, 0.2, 200, 20, epsilon_alone=6.0) == without
+@pytest.mark.parametrize("before", [(), (STATISTICS,)])
+def test_the_floor_is_kept_against_everybody(before):
+    terms = events(before=before)
+    without, floored = (part(terms, DELTA, 20, epsilon_alone=alone) for alone in (None, 3.0))
+    assert certificate(terms, DELTA, without, 20)[-1].epsilon > 5
+    assert 2.99 < certificate(terms, DELTA, floored, 20)[-1].epsilon <= 3
+    assert part(terms, DELTA, 20, epsilon_alone=6.0) == without
 
 
-def test_what_came_before_counts_against_all():
-    each, after = (share(1.0, DELTA, 0.2, 200, 5, 1, 4.0, before) for before in ((), (STATISTICS,)))
-    assert after > each
-    rows = certificate(after, DELTA, 0.2, 200, 5, 1, (STATISTICS,))
-    assert rows[1].epsilon <= 1
-    with pytest.raises(BudgetExceeded):
-        share(0.1, DELTA, 0.2, 200, 5, before=(STATISTICS,))
+def test_a_floor_that_no_noise_keeps_is_refused():
+    with pytest.raises(BudgetExceeded, match="against all others cannot be kept"):
+        part(events(), DELTA, 20, epsilon_alone=1e-7)
 
 
 def test_those_that_drop_out_take_their_noise_along():
     """Calibrated for a quorum of 10: 10 answers keep the claim, 12 more than keep it, 9 would not."""
-    each = share(1.0, DELTA, 0.2, 200, sites=10)
-    found = [epsilon([Event(remaining(each, answered, 0), 0.2, 200)], DELTA) for answered in (9, 10, 12)]
+    terms = events()
+    each = part(terms, DELTA, sites=10)
+    found = [with_noise(terms, each * math.sqrt(answered)) for answered in (9, 10, 12)]
     assert found[0] > 1 >= found[1] > found[2]
-
-
-@pytest.mark.parametrize(("sites", "colluding"), [(3, 3), (3, 4), (3, -1), (0, 0)])
-def test_somebody_must_be_left(sites, colluding):
-    with pytest.raises(PlanRefused, match="no other is there"):
-        share(1.0, DELTA, 0.2, 200, sites, colluding)
-    with pytest.raises(PlanRefused, match="no other is there"):
-        certificate(1.0, DELTA, 0.2, 200, sites, colluding)
-
-
-def test_a_hospital_alone_is_central():
-    each = share(1.0, DELTA, 0.2, 200, sites=1)
-    assert each == pytest.approx(calibrate(0.2, 200, 1.0, DELTA))
-    (row,) = certificate(each, DELTA, 0.2, 200, sites=1)
-    assert row.colluding == 0
 
 
 @given(

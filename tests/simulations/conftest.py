@@ -19,7 +19,7 @@ def small() -> Scenario:
         rounds=4,
         round_timeout=5.0,
         task={"model": "logistic", "hidden": []},
-        normalisation={"method": "plan", "epsilon_share": None},
+        normalisation={"method": "plan"},
         cohort={"min_sites": 2, "min_patients": 20},
         training={"batch_size": 32, "local_steps": 3, "learning_rate": 0.3},
         evaluation={"resamples": 100, "min_count": 2},

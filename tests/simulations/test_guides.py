@@ -12,6 +12,7 @@ from cloister_simulations.federation import Options, compare
 from cloister_simulations.scenario import read_scenario
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "researcher.md"
+SITE = re.findall(r"```yaml\n(site: north.*?)```", GUIDE.read_text(), flags=re.S)[0]
 
 
 def write_tables(folder: Path) -> None:
@@ -23,7 +24,7 @@ def write_tables(folder: Path) -> None:
         table["smoker"] = draw.integers(0, 2, 300)
         table["readmitted"] = (draw.random(300) < risk).astype(int)
         table.to_csv(folder / f"{name}.csv", index=False)
-        (folder / f"{name}.yaml").write_text(f"site: {name}\ntable: {{path: {name}.csv}}\n")
+        (folder / f"{name}.yaml").write_text(SITE.replace("north", name))
 
 
 def test_the_researchers_scenario_runs(tmp_path):
@@ -47,7 +48,7 @@ def test_a_hospitals_own_minimum_is_kept(tmp_path):
     (tmp_path / "mine.yaml").write_text(blocks[0])
     write_tables(tmp_path)
     south = tmp_path / "south.yaml"
-    south.write_text("min_cohort: 4\n" + south.read_text())
+    south.write_text(south.read_text().replace("policy: {", "policy: {min_cohort: 4, "))
     with pytest.raises(QuorumLost, match="south: takes part with 4 hospitals or more"):
         compare(read_scenario(str(tmp_path / "mine.yaml")), Options(tmp_path / "run", seeds=(0,), arms=("federated",)))
 

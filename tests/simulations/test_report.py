@@ -121,7 +121,7 @@ def test_secure_sum_off_is_said_in_red(comparison):
 
 
 def test_federated_statistics_are_said_to_cost_their_share(comparison):
-    changed = with_plan(comparison, normalisation={"method": "federated", "epsilon_share": 0.2})
+    changed = with_plan(comparison, normalisation={"method": "federated"}, statistics={"epsilon_share": 0.2})
     assert "may use 20% of ε, and are counted in the ε below" in words(report.html(changed))
 
 

@@ -1,7 +1,9 @@
 """Connector ``table``: one CSV or Parquet file of the hospital, described by its ``site.yaml``.
 
     site: st-marys
-    min_cohort: 3                      # the fewest hospitals in a sum that this one helps to open
+    policy:
+      min_cohort: 3                    # the fewest hospitals in a sum that this one helps to open
+      mechanisms: [site, shared]       # of privacy; none must be named to be accepted
     table:
       path: table.csv                  # beside this file
       columns: {age: AGE_YEARS}        # a feature's name in the plan: its column here, where they differ
@@ -22,17 +24,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cloister_client.consent import MIN_COHORT, Policy
 from cloister_shared.errors import DataRefused
-from cloister_shared.plan import Name, Positive, Schema, Slug
+from cloister_shared.plan import Mechanism, Name, Positive, Schema, Slug
 from cloister_shared.plan_file import load, parse
 from cloister_shared.schema import numbers
 
 if TYPE_CHECKING:
     import pandas as pd
     import pint
-
-MIN_COHORT = 3
-"""Unless the hospital says otherwise: of a sum of two, each partner learns the other's update."""
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "?")
 """Spellings of a missing value in a CSV."""
@@ -59,12 +59,18 @@ class TableFile(_Terms):
     )
 
 
+class PolicyTerms(_Terms):
+    """What the hospital takes part in, whatever a plan says: see ``Policy``."""
+
+    min_cohort: Annotated[int, Field(ge=2)] = MIN_COHORT
+    mechanisms: tuple[Mechanism, ...] = Field(default=Policy().mechanisms, min_length=1)
+
+
 class SiteFile(_Terms):
     """``site.yaml``: who this hospital is and where its records are. It never leaves the hospital."""
 
     site: Slug
-    min_cohort: Annotated[int, Field(ge=2)] = MIN_COHORT
-    """The hospital's own policy: it helps to open no secure sum over fewer hospitals."""
+    policy: PolicyTerms = PolicyTerms()
     table: TableFile
 
 
@@ -74,6 +80,12 @@ class TableConnector:
 
     site: SiteFile
     folder: Path
+
+    @property
+    def policy(self) -> Policy:
+        """What this hospital takes part in."""
+        terms = self.site.policy
+        return Policy(terms.min_cohort, terms.mechanisms)
 
     @property
     def path(self) -> Path:

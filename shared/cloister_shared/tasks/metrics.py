@@ -74,17 +74,36 @@ def evaluate(
 
     order = np.lexsort((y, -p))  # sorted once here, so that the metrics sort what is already in order
     y, p = y[order], p[order]
-    metrics = METRICS | {
-        "accuracy": partial(accuracy, threshold=threshold),
-        "sensitivity": partial(sensitivity, threshold=threshold),
-        "specificity": partial(specificity, threshold=threshold),
-    }
+    metrics = _metrics(threshold)
     points = {name: metric(y, p, np.ones((1, n))) for name, metric in metrics.items()}
     draws: dict[str, list[Vector]] = {name: [] for name in metrics}
     for weights in _resample_counts(n, resamples, np.random.default_rng(seed)):
         for name, metric in metrics.items():
             draws[name].append(metric(y, p, weights))
     return {name: _estimate(points[name][0], np.concatenate(draws[name]), level, n) for name in metrics}
+
+
+def of_counts(ill: Vector, well: Vector, *, threshold: float = 0.5) -> dict[str, float | None]:
+    """Every metric of METRICS from counts of patients with and without the outcome by predicted probability.
+
+    ill, well: [bins], not negative, over equal parts of [0, 1]. Each patient counts as in the middle of the bin.
+    None where the counts cannot say.
+    """
+    middle = (np.arange(len(ill)) + 0.5) / len(ill)
+    y, p = np.repeat([1.0, 0.0], len(ill)), np.concatenate([middle, middle])
+    weights = np.concatenate([ill, well])[None]
+    if not weights.any():
+        return dict.fromkeys(METRICS)
+    found = {name: float(metric(y, p, weights)[0]) for name, metric in _metrics(threshold).items()}
+    return {name: value if np.isfinite(value) else None for name, value in found.items()}
+
+
+def _metrics(threshold: float) -> dict[str, Metric]:
+    return METRICS | {
+        "accuracy": partial(accuracy, threshold=threshold),
+        "sensitivity": partial(sensitivity, threshold=threshold),
+        "specificity": partial(specificity, threshold=threshold),
+    }
 
 
 @overload

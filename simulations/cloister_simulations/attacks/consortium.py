@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from cloister_client.app import REFUSED, Site, client_app
+from cloister_client.consent import ANY
 from cloister_client.dataset import Dataset, QualityReport, Rows
 from cloister_server.app import open_study
 from cloister_server.rounds import KINDS, secure_mean, ticket
@@ -89,7 +90,9 @@ class Consortium:
 
     def opened(self, site: str) -> Site:
         """A hospital on its folder, as after a restart."""
-        data = Dataset(columns(self.plan.table), _rows(site, 0), _rows(site, 1), QualityReport(site, ROWS[site], []))
+        data = Dataset(
+            columns(self.plan.table), _rows(site, 0), _rows(site, 1), QualityReport(site, ROWS[site], []), ANY
+        )
         return Site(self.plan, data, self.folder / "sites" / site)
 
     def identity(self, site: str) -> Identity:

@@ -1,0 +1,90 @@
+"""What a hospital says of its rows as sums and counts: for normalisation, of the cohort, and of a model's risks.
+
+Each is one release with noise on a grid that the secure sum adds up exactly. With unit patient a patient counts as
+one, shared among their rows, however many these are.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloister_client.dataset import Rows
+from cloister_client.privacy import part_of, statistics_event
+from cloister_shared import noise, tally
+from cloister_shared.budget import Event
+from cloister_shared.noise import Entropy
+from cloister_shared.plan import StudyPlan
+from cloister_shared.schema import columns, numbers
+from cloister_shared.tally import Numbers
+
+Vector = NDArray[np.float64]
+
+_GRID = 2.0**-20
+"""What noisy sums are whole multiples of; the secure sum holds 2^-24."""
+
+
+def noisy_statistics(rows: Rows, plan: StudyPlan, entropy: Entropy) -> Numbers:
+    """Everything of ``tally.statistics``, by name: sums for normalisation, and the cohort's histograms.
+
+    ``rows`` are not centred or scaled yet.
+    """
+    weights = _weights(rows, plan)
+    parts = [(_sums(rows, weights, plan), 3 * len(numbers(plan.table)))] if plan.normalises else []
+    if plan.statistics.histograms:
+        parts.append((_histograms(rows, weights, plan), len(tally.histograms(plan))))
+    exact, most = np.concatenate([sums for sums, _ in parts]), sum(squared for _, squared in parts)
+    said = _with_noise(exact, most**0.5, plan, statistics_event(plan), entropy)
+    return dict(zip(tally.statistics(plan), said.tolist(), strict=True))
+
+
+def noisy_risks(rows: Rows, risks: Vector, plan: StudyPlan, event: Event, entropy: Entropy) -> Numbers:
+    """How many held-out patients of either outcome have which risk: all that ``tally.risks`` names."""
+    weights, outcome = _weights(rows, plan), rows.y.numpy()
+    edges = np.linspace(0, 1, tally.RISK_BINS + 1)
+    exact = np.concatenate([np.histogram(risks[outcome == y], edges, weights=weights[outcome == y])[0] for y in (1, 0)])
+    return dict(zip(tally.risks(), _with_noise(exact, 1.0, plan, event, entropy).tolist(), strict=True))
+
+
+def _sums(rows: Rows, weights: Vector, plan: StudyPlan) -> Vector:
+    """Per number feature: counts, then sums, then sums of squares of values scaled to [-1, 1] by the plan's range.
+
+    One unit changes each of the 3 * features by 1 at most.
+    """
+    at = [i for i, column in enumerate(columns(plan.table)) if column.kind == "number" and not column.absent]
+    low, high = np.array([feature.range for feature in numbers(plan.table)]).T
+    values = np.clip((rows.x[:, at].double().numpy() - (low + high) / 2) / ((high - low) / 2), -1, 1)
+    return np.concatenate([np.full(len(at), weights.sum()), weights @ values, weights @ values**2])
+
+
+def _histograms(rows: Rows, weights: Vector, plan: StudyPlan) -> Vector:
+    """The cells of ``tally.histograms``, in order. Of each feature a unit fills cells that sum to 1."""
+    x, ranges = rows.x.double().numpy(), {feature.name: feature.range for feature in numbers(plan.table)}
+    bins, found = plan.statistics.histograms or 0, list[Vector]()
+    for values, column in zip(x.T, columns(plan.table), strict=True):
+        if column.kind == "number" and not column.absent:
+            low, high = ranges[column.feature]
+            found.append(np.histogram(np.clip(values, low, high), bins, (low, high), weights=weights)[0])
+        elif column.kind == "category" and not column.absent:
+            found.append(np.array([weights @ values]))
+        else:
+            found.append(np.array([weights @ (1 - values), weights @ values]))
+    outcome = rows.y.double().numpy()
+    return np.concatenate([*found, [weights @ (1 - outcome), weights @ outcome]])
+
+
+def _with_noise(exact: Vector, sensitivity: float, plan: StudyPlan, event: Event | None, entropy: Entropy) -> Vector:
+    """``exact`` on the grid, with discrete Gaussian noise for an ℓ² ``sensitivity``; without DP as it is."""
+    if event is None:
+        return exact
+    # Rounding to the grid moves each number by half a step at either of two neighbours.
+    spread = part_of(plan, event) * (sensitivity / _GRID + exact.size**0.5)
+    return (np.rint(exact / _GRID) + noise.discrete_gaussian(entropy, spread, exact.size)) * _GRID
+
+
+def _weights(rows: Rows, plan: StudyPlan) -> Vector:
+    """1 a row, or 1 a patient, shared among the patient's rows."""
+    if plan.privacy.unit != "patient":
+        return np.ones(len(rows))
+    _, whose, counts = np.unique(rows.patients, return_inverse=True, return_counts=True)
+    return (1.0 / counts[whose]).astype(np.float64)

@@ -1,0 +1,68 @@
+"""What the coordinator makes of the hospitals' noisy sums and counts. Post-processing: it costs no epsilon."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloister_shared import tally
+from cloister_shared.plan import StudyPlan
+from cloister_shared.schema import numbers
+from cloister_shared.tasks.metrics import of_counts
+
+Constants = tuple[tuple[float, float], ...]
+
+
+class Seen(TypedDict):
+    """One feature of the whole cohort: how many patients in each cell, and of a number its quartiles."""
+
+    cells: dict[str, float]
+    quartiles: list[float]
+
+
+def constants(plan: StudyPlan, said: Mapping[str, float | None]) -> Constants | None:
+    """Centre and scale of each number feature, if the plan takes them from sums over the hospitals."""
+    if not plan.normalises:
+        return None
+    features = numbers(plan.table)
+    total = np.array([said[name] or 0.0 for name in tally.statistics(plan)[: 3 * len(features)]])
+    count, sums, squares = total.reshape(3, len(features))
+    ranges = np.array([feature.range for feature in features])
+    middle, half = ranges.mean(axis=1), (ranges[:, 1] - ranges[:, 0]) / 2
+    count = np.maximum(count, 1.0)
+    mean = np.clip(sums / count, -1, 1)
+    # Noise may push the variance below zero; a twentieth of the range is the least spread that is believed.
+    sd = np.sqrt(np.clip(squares / count - mean**2, 0.05**2, 1.0))
+    return tuple((float(m), float(s)) for m, s in zip(middle + half * mean, half * sd, strict=True))
+
+
+def cohort_view(plan: StudyPlan, said: Mapping[str, float | None]) -> dict[str, Seen]:
+    """The histograms, by feature. Noise may have made a count negative; none is shown below zero."""
+    ranges = {feature.name: feature.range for feature in numbers(plan.table)}
+    found: dict[str, Seen] = {}
+    for what, cells in tally.histograms(plan).items():
+        counts = np.array([max(said.get(tally.cell(what, cell)) or 0.0, 0.0) for cell in cells])
+        names, quartiles = cells, list[float]()
+        if what in ranges:
+            edges = np.linspace(*ranges[what], len(cells) + 1)
+            names = tuple(f"{low:g} to {high:g}" for low, high in pairwise(edges))
+            quartiles = _quantiles(counts, edges, (0.25, 0.5, 0.75))
+        found[what] = {"cells": dict(zip(names, counts.round(1).tolist(), strict=True)), "quartiles": quartiles}
+    return found
+
+
+def _quantiles(counts: NDArray[np.float64], edges: NDArray[np.float64], at: tuple[float, ...]) -> list[float]:
+    """Where a histogram reaches a share of its whole, straight within a bin; nothing of an empty one."""
+    whole = np.concatenate([[0.0], np.cumsum(counts)])
+    return [float(np.interp(share * whole[-1], whole, edges)) for share in at] if whole[-1] > 0 else []
+
+
+def judged(plan: StudyPlan, said: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Metrics of the final model from counts of held-out risks over all hospitals together."""
+    counts = np.array([max(said.get(name) or 0.0, 0.0) for name in tally.risks()])
+    found = of_counts(*counts.reshape(2, -1), threshold=plan.evaluation.threshold)
+    return {f"final {name}": value for name, value in found.items()}
