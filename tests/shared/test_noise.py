@@ -176,6 +176,12 @@ def test_every_layer_and_the_tail_have_their_share():
     assert fits(np.histogram(drawn, edges)[0], np.diff(2 * stats.norm.cdf(edges) - 1))
 
 
+def test_the_tail_is_the_normal_one():
+    drawn = noise._tail(reproducible("tail"), 200_000)
+    beyond = stats.norm.sf(noise._LAST)
+    assert stats.kstest(stats.norm.sf(drawn) / beyond, "uniform").pvalue > LEAST_P
+
+
 def test_layers_have_one_area_and_close_at_the_top():
     width, height = noise._WIDTH, noise._HEIGHT
     assert width[1:256] * np.diff(height)[1:] == pytest.approx(np.full(255, width[0] * height[1]), rel=1e-12)
