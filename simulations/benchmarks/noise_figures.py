@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 
+import numpy as np
 from figures import Figure, progress, told
 
 from cloister_shared.noise import discrete_gaussian, draw_subset, gaussians, keystream, uniforms
@@ -21,13 +22,14 @@ def figures() -> list[Figure]:
     entropy = keystream()
     ours, theirs = race(lambda: gaussians(entropy, NORMALS), lambda: torch.normal(0.0, 1.0, (NORMALS,)))
     drawn, coins = race(
-        lambda: draw_subset(entropy, POPULATION, RATE), lambda: (uniforms(entropy, POPULATION) < RATE).nonzero()
+        lambda: draw_subset(entropy, POPULATION, RATE),
+        lambda: np.flatnonzero(uniforms(entropy, POPULATION) < RATE),
     )
-    integers, _ = race(lambda: discrete_gaussian(entropy, SIGMA, INTEGERS), lambda: None)
+    (integers,) = race(lambda: discrete_gaussian(entropy, SIGMA, INTEGERS))
     return [
         told("noise.gaussians", middle(ours, theirs), "{:.2f} times torch.normal"),
         told("noise.gaussians.cpu", 1e3 * min(ours), f"{{:.0f}} ms (torch.normal {1e3 * min(theirs):.0f} ms)"),
-        told("noise.subset", 1 / middle(coins, drawn), "{:.3f} of a coin for each"),
+        told("noise.subset", middle(drawn, coins), "{:.3f} of a coin for each"),
         told("noise.subset.cpu", 1e3 * min(drawn), f"{{:.2f}} ms (coins {1e3 * min(coins):.2f} ms)"),
         told("noise.discrete", INTEGERS / min(integers) / 1e6, "{:.1f} million a second"),
     ]

@@ -5,10 +5,11 @@ import os
 import pickle
 import time
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -175,6 +176,12 @@ def test_every_layer_and_the_tail_have_their_share():
     assert fits(np.histogram(drawn, edges)[0], np.diff(2 * stats.norm.cdf(edges) - 1))
 
 
+def test_the_tail_is_the_normal_one():
+    drawn = noise._tail(reproducible("tail"), 200_000)
+    beyond = stats.norm.sf(noise._LAST)
+    assert stats.kstest(stats.norm.sf(drawn) / beyond, "uniform").pvalue > LEAST_P
+
+
 def test_layers_have_one_area_and_close_at_the_top():
     width, height = noise._WIDTH, noise._HEIGHT
     assert width[1:256] * np.diff(height)[1:] == pytest.approx(np.full(255, width[0] * height[1]), rel=1e-12)
@@ -257,6 +264,14 @@ def test_every_cell_is_reached_from_either_value_with_its_chance():
 
 
 # --- who is drawn ------------------------------------------------------------------------------------------
+@pytest.fixture
+def counted(monkeypatch):
+    """No coin is thrown, however many are drawn of however few."""
+    monkeypatch.setattr(noise, "_MANY", 1)
+    monkeypatch.setattr(noise, "_SMALL", 0)
+
+
+@pytest.mark.usefixtures("counted")
 @pytest.mark.parametrize(("population", "rate"), [(7, 0.3), (40, 0.06), (1000, 0.002), (1000, 0.06), (100_000, 0.0005)])
 def test_the_number_drawn_is_binomial(population, rate):
     entropy = reproducible(f"number of {population} at {rate}")
@@ -268,17 +283,24 @@ def test_the_number_drawn_is_binomial(population, rate):
 @pytest.mark.parametrize(
     ("trials", "rate"), [(1, 0.5), (20, 0.01), (1000, 1e-6), (1000, 0.999), (10**6, 1e-3), (10**6, 0.5)]
 )
-def test_the_binomial_law_is_scipys(trials, rate):
+def test_the_binomial_law_is_scipys_and_that_of_fifty_digits(trials, rate):
     least, below = noise._binomial(trials, rate)
     assert below == pytest.approx(stats.binom.cdf(np.arange(least, least + below.size), trials, rate), abs=1e-11)
     assert stats.binom.cdf(least - 1, trials, rate) < 1e-28
     assert stats.binom.sf(least + below.size, trials, rate) < 1e-28
+    with localcontext(prec=50):
+        odds, chances = Decimal(rate) / (1 - Decimal(rate)), [Decimal(1)]
+        for k in range(least, least + below.size):
+            chances.append(chances[-1] * (trials - k) / (k + 1) * odds)
+        whole = sum(chances)
+        exact = [float(chance / whole) for chance in chances]
+    assert np.abs(np.diff(below, prepend=0, append=1) - exact).sum() / 2 < 1e-12
 
 
-@pytest.mark.parametrize("rate", [0.05, 0.3, 0.8])
-def test_drawn_like_a_coin_for_each(rate, monkeypatch):
-    """Each alone, each pair, and which set of all that there are; no coin is thrown here whatever the rate."""
-    monkeypatch.setattr(noise, "_MANY", 1)
+@pytest.mark.usefixtures("counted")
+@pytest.mark.parametrize("rate", [0.05, 0.2, 0.6])
+def test_drawn_like_a_coin_for_each(rate):
+    """Each alone, each pair, and which set of all that there are."""
     entropy, draws, population = reproducible(f"coins {rate}"), 12_000, 6
     drawn = np.zeros((draws, population))
     for row in drawn:
@@ -293,7 +315,9 @@ def test_drawn_like_a_coin_for_each(rate, monkeypatch):
     assert fits(sets, rate**sizes * (1 - rate) ** (population - sizes))
 
 
-@given(st.integers(0, 3000), st.floats(0, 1), st.text(max_size=3))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # it is the same for all examples
+@pytest.mark.usefixtures("counted")
+@given(st.integers(0, 3000), st.floats(0, 0.9), st.text(max_size=3))
 def test_a_subset_is_sorted_and_without_repeats(population, rate, seed):
     drawn = draw_subset(reproducible(seed), population, rate)
     assert drawn.dtype == np.int64
@@ -301,12 +325,22 @@ def test_a_subset_is_sorted_and_without_repeats(population, rate, seed):
     assert drawn.size == 0 or (drawn[0] >= 0 and drawn[-1] < population)
 
 
-def test_all_or_none():
-    assert draw_subset(os.urandom, 5, 1).tolist() == [0, 1, 2, 3, 4]
-    assert draw_subset(os.urandom, 5, 0).size == draw_subset(os.urandom, 0, 0.5).size == 0
+@pytest.mark.parametrize(("population", "rate"), [(100_000, 0.001), (100_000, 0.3), (1000, 0.01)])
+def test_either_way_draws_the_rate(population, rate):
+    """As shipped: counted where few of many are drawn, else by coins."""
+    entropy = reproducible(f"either {rate}")
+    sizes = [draw_subset(entropy, population, rate).size for _ in range(200)]
+    assert abs(np.mean(sizes) - population * rate) < 4 * math.sqrt(population * rate / 200)
+    assert np.var(sizes) == pytest.approx(population * rate * (1 - rate), rel=0.4)
+
+
+@pytest.mark.parametrize("population", [5, 50_000])
+def test_all_or_none(population):
+    assert draw_subset(os.urandom, population, 1).tolist() == list(range(population))
+    assert draw_subset(os.urandom, population, 0).size == draw_subset(os.urandom, 0, 0.5).size == 0
     for rate in (-0.1, 1.1, math.nan):
         with pytest.raises(ValueError, match="no probability"):
-            draw_subset(os.urandom, 5, rate)
+            draw_subset(os.urandom, population, rate)
 
 
 def test_words_beyond_the_last_multiple_are_drawn_again():
