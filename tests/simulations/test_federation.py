@@ -154,7 +154,8 @@ def test_faults_are_read_or_refused():
 
 def test_federated_statistics_are_close_and_paid_for(small, tmp_path):
     # With a seed, or it would fail by chance, one time in ten.
-    plan = amend(small.plan, normalisation={"method": "federated"}, privacy={"epsilon": 50.0})
+    terms = {"normalisation": {"method": "federated"}, "statistics": {"epsilon_share": 0.5}}
+    plan = amend(small.plan, privacy={"epsilon": 50.0}, **terms)
     scenario = small.model_copy(update={"plan": plan})
     exact, noisy = (
         Store(tmp_path / arm.folder / "seed-0" / arm.folder).load(plan_for(plan, arm, 0).digest)
