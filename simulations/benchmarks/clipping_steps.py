@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from clipping_models import Case
 from cloister_client.clipping import Clipper
-from cloister_client.privacy import gaussians
 
 CLIP, SIGMA, RATE = 1.0, 1.0, 1e-3
 BARS = {"mlp": 1.7, "cnn": 1.55, "resnet": 1.75, "transformer": 1.35, "lstm": 3.1}
@@ -52,11 +51,17 @@ def booked(case: Case) -> Step:
     optimizer = torch.optim.SGD(clipper.parameters, lr=RATE)
     count = len(case.x)
     units = torch.arange(count)
+    sizes = [parameter.numel() for parameter in clipper.parameters]
+    size = sum(sizes)
 
     def step() -> None:
         clipper.add(case.x, case.y, units, count)
-        for parameter, clipped in zip(clipper.parameters, clipper.take(), strict=True):
-            parameter.grad = clipped.add_(torch.randn_like(clipped), alpha=SIGMA * CLIP).div_(count)
+        sums = clipper.take()
+        noise = [part.view_as(one) for part, one in zip(torch.randn(size).split(sizes), sums, strict=True)]
+        torch._foreach_add_(sums, noise, alpha=SIGMA * CLIP)
+        torch._foreach_div_(sums, count)
+        for parameter, one in zip(clipper.parameters, sums, strict=True):
+            parameter.grad = one
         optimizer.step()
 
     return step
