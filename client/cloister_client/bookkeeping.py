@@ -27,9 +27,9 @@ Made = Callable[..., list[Use]]
 class Tape:
     """What a forward pass leaves behind: where to ask for gradients, and what follows from them."""
 
-    records: int
     place: dict[nn.Parameter, int]
-    """The trainable parameters' positions."""
+    """The trained parameters' positions."""
+    records: int = 0
     edges: list[GradientEdge] = field(default_factory=list)
     made: list[tuple[int, Made]] = field(default_factory=list)
     """How many of the edges are whose, in order."""
@@ -41,8 +41,11 @@ class Tape:
         """Note a layer's use: ``made`` turns the gradients of what it ``said`` into uses of its parameters."""
         tensors = [said] if isinstance(said, Tensor) else list(said)
         for tensor in tensors:
-            self.edges.append(get_gradient_edge(tensor))
-            if tensor.grad_fn is not None:
+            # By edge, not by tensor: the model may go on to change the tensor in place.
+            if tensor.grad_fn is None:
+                self.edges.append(get_gradient_edge(tensor))
+            else:
+                self.edges.append(GradientEdge(tensor.grad_fn, tensor.output_nr))
                 self.sources[tensor.grad_fn] = came.grad_fn
         self.made.append((len(tensors), made))
         self.kept.append((came, came._version))
@@ -61,6 +64,12 @@ class Tape:
                 " batch), expanding what they share.",
             )
 
+    def start(self, records: int) -> None:
+        """Begin anew, with a pass of so many records."""
+        self.records = records
+        for held in (self.edges, self.made, self.sources, self.kept):
+            held.clear()
+
     def outside(self, loss: Tensor) -> bool:
         """Whether a trained parameter was used otherwise than by its layer, where no clip sees it."""
         ahead, seen = [loss.grad_fn], set[Node]()
@@ -77,8 +86,8 @@ class Tape:
                 ahead.extend(before for before, _ in node.next_functions)
         return False
 
-    def uses(self, objective: Tensor, times: int) -> list[Use]:
-        """The backward pass: of ``times`` the objective."""
+    def uses(self, objective: Tensor) -> list[Use]:
+        """The backward pass."""
         if self.outside(objective):
             raise PlanRefused(
                 "The model uses a layer's parameter outside of that layer, where no clip sees it.",
@@ -88,13 +97,13 @@ class Tape:
             raise PlanRefused(
                 "The model changes what came into a layer after the layer used it.", mend="Use inplace=False there."
             )
-        weight = torch.full_like(objective, times)
-        asked = iter(torch.autograd.grad(objective, self.edges, weight, allow_unused=True) if self.edges else ())
+        asked = iter(torch.autograd.grad(objective, self.edges, allow_unused=True) if self.edges else ())
         found: list[Use] = []
         for count, made in self.made:
             gradients = [next(asked) for _ in range(count)]
             if all(gradient is not None for gradient in gradients):
                 found += made(*gradients)
+        self.start(0)
         return found
 
 
@@ -103,17 +112,17 @@ Rule = Callable[[Any, Tape], Forward]
 
 
 def _steps(tensor: Tensor) -> Tensor:
-    """[records, …, width] as [records, T, width]."""
-    return tensor.unsqueeze(1) if tensor.dim() == 2 else tensor.flatten(1, -2)
+    """[records, …, width] as [records, T, width], or as it is without anything between."""
+    return tensor if tensor.dim() == 2 else tensor.flatten(1, -2)
 
 
 def _linear(layer: nn.Linear, tape: Tape) -> Forward:
     weights, biases = tape.at(layer.weight), tape.at(layer.bias)
 
     def forward(x: Tensor) -> Tensor:
-        said, came = functional.linear(x, layer.weight, layer.bias), x.detach()
+        said = functional.linear(x, layer.weight, layer.bias)
         tape.check(layer, len(x) if x.dim() > 1 else 1)
-        kept = came if weights else came[..., :0]
+        kept = x if weights else x[..., :0]
         tape.keep(said, x, lambda asked: [Outer(_steps(kept), _steps(asked), weights, biases)])
         return said
 
@@ -173,7 +182,8 @@ def _by_group(layer: nn.GroupNorm | nn.InstanceNorm1d | nn.InstanceNorm2d | nn.I
             None if part is None else part.detach().repeat(n).requires_grad_(part in tape.place)
             for part in (layer.weight, layer.bias)
         ]
-        said = functional.group_norm(x.reshape(1, n * channels, *x.shape[2:]), n * groups, *copies, layer.eps)
+        as_one = x.reshape(1, n * channels, *x.shape[2:])
+        said = functional.group_norm(as_one, n * groups, copies[0], copies[1], layer.eps)
         asked_of = [copy for copy in copies if copy is not None and copy.requires_grad]
         tape.keep(
             asked_of,
@@ -200,8 +210,11 @@ def _by_position(layer: nn.LayerNorm | nn.RMSNorm, tape: Tape) -> Forward:
             found: list[Use] = []
             between = list(range(1, asked.dim() - dims))
             if weight:
-                norm = functional.layer_norm if isinstance(layer, nn.LayerNorm) else functional.rms_norm
-                each = norm(came, layer.normalized_shape, eps=layer.eps).mul_(asked)
+                if isinstance(layer, nn.LayerNorm):
+                    each = functional.layer_norm(came, layer.normalized_shape, eps=layer.eps)
+                else:
+                    each = functional.rms_norm(came, layer.normalized_shape, eps=layer.eps)
+                each.mul_(asked)
                 found.append(Direct(*weight[0], each.sum(between) if between else each))
             if bias:
                 found.append(Direct(*bias[0], asked.sum(between) if between else asked))
@@ -411,10 +424,11 @@ def rule(layer: nn.Module) -> Rule | None:
     return None
 
 
-def played(model: nn.Module, x: Tensor, tape: Tape, layers: Sequence[tuple[nn.Module, Rule]]) -> Tensor:
+def played(model: nn.Module, x: Tensor, tape: Tape, layers: Sequence[tuple[nn.Module, Forward]]) -> Tensor:
     """What the model says of x, with the layers' uses on the tape."""
-    for layer, found in layers:
-        vars(layer)["forward"] = found(layer, tape)
+    tape.start(len(x))
+    for layer, forward in layers:
+        vars(layer)["forward"] = forward
     try:
         return model(x)
     finally:

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from cloister_client.bookkeeping import Rule, Tape, played, rule
+from cloister_client.bookkeeping import Forward, Tape, played, rule
 from cloister_client.norms import Direct, Units, Use, settled
 from cloister_shared.errors import PlanRefused
 
@@ -69,7 +69,8 @@ class Clipper:
         """What is trained; a frozen parameter has no part in norms or sums."""
         self._place = {parameter: at for at, parameter in enumerate(self.parameters)}
         self._sums: list[Tensor | None] = [None] * len(self.parameters)
-        self._layers: list[tuple[nn.Module, Rule]] = []
+        self._tape = Tape(self._place)
+        self._layers: list[tuple[nn.Module, Forward]] = []
         for name, layer in model.named_modules():
             inner = isinstance(layer, nn.MultiheadAttention)  # reads its out_proj's weight past that layer's forward
             if all(parameter not in self._place for parameter in layer.parameters(recurse=inner)):
@@ -82,11 +83,11 @@ class Clipper:
                 )
                 self._uses = _opacus(model, self._place)
                 break
-            found(layer, Tape(0, self._place))  # refuses now what it would refuse in training
-            self._layers.append((layer, found))
+            self._layers.append((layer, found(layer, self._tape)))
         else:
             self._uses = self._booked
 
+    @torch.no_grad()
     def add(self, x: Tensor, y: Tensor, units: Tensor, count: int) -> Tensor:
         """Add the clipped gradients of ``count`` units to the sums; their norms before the clip, [count].
 
@@ -110,7 +111,8 @@ class Clipper:
 
     def take(self) -> list[Tensor]:
         """The sums, one for each of ``parameters``, and begin anew from zero."""
-        sums, self._sums = self._sums, [None] * len(self.parameters)
+        sums = self._sums
+        self._sums = [None] * len(sums)
         return [torch.zeros_like(p) if s is None else s for p, s in zip(self.parameters, sums, strict=True)]
 
     def _add(self, x: Tensor, y: Tensor, units: Tensor, count: int, *, fill: bool = True) -> Tensor:
@@ -125,21 +127,20 @@ class Clipper:
             )
             x_all, y_all = x[again], y[again]
             who = Units(torch.cat([units, units.new_full((size - n,), count)]), count + 1)
-        uses = settled(self._uses(x_all, lambda output: self._loss(output, y_all), size), who)
+        uses = settled(self._uses(x_all, lambda output: self._loss(output, y_all)), who)
         square = uses[0].square(who) if uses else torch.zeros(who.count, device=units.device)
         for use in uses[1:]:
             square = square + use.square(who)
-        norms, limit = square.sqrt_(), 1.0
-        if self._mean and who.sizes is not None:
-            limit = 1 / who.sizes.clamp(min=1)
-            norms = norms * limit
-        finite = norms.isfinite()
-        if not finite.all():
+        # The loss is a mean over records: a unit's gradient is so many times what was asked.
+        times = size if who.sizes is None or not self._mean else size / who.sizes.clamp(min=1)
+        raw = square.sqrt_()
+        norms = raw * times
+        if not isfinite(float(norms.sum())) and not (finite := norms.isfinite()).all():
             # As if they were not there: what is not finite spoils sums even times zero.
             uses, there = [], finite[units]
             again = self._add(x[there], y[there], units[there], count, fill=bool(finite[-1]))
             return torch.where(finite[:count], again, norms[:count])
-        factor = (self._clip_norm / (norms + 1e-6)).clamp_(max=1.0) * limit
+        factor = raw.clamp_(min=self._clip_norm / times).reciprocal_().mul_(self._clip_norm)
         if size > n:
             factor[count] = 0
         while uses:
@@ -148,13 +149,11 @@ class Clipper:
                 self._sums[at] = total if held is None else held.add_(total)
         return norms[:count]
 
-    def _booked(self, x: Tensor, objective: Objective, times: int) -> list[Use]:
-        """Of ``times`` the objective, the uses of the trained parameters."""
-        tape = Tape(len(x), self._place)
+    def _booked(self, x: Tensor, objective: Objective) -> list[Use]:
+        """What the objective asks of the trained parameters."""
         with torch.enable_grad():
-            value = objective(played(self._model, x, tape, self._layers))
-        with torch.no_grad():
-            return tape.uses(value, times)
+            value = objective(played(self._model, x, self._tape, self._layers))
+        return self._tape.uses(value)
 
     def _probe(self, x: Tensor, y: Tensor) -> None:
         """Refuse a model in which one record's output moves another's gradient, and a loss that is no mean of theirs.
@@ -169,7 +168,7 @@ class Clipper:
             return output[0].sum()
 
         who = Units(torch.arange(len(x), device=x.device), len(x))
-        squares = [use.square(who)[1:] for use in settled(self._uses(x, first, 1), who)]
+        squares = [use.square(who)[1:] for use in settled(self._uses(x, first), who)]
         (output,) = outputs
         if len(output) != len(x) or any(((square > 0) & square.isfinite()).any() for square in squares):
             raise PlanRefused(
@@ -197,7 +196,7 @@ def _parts(units: Tensor, count: int, at_once: int) -> Iterator[tuple[Tensor, Te
         held += size
 
 
-def _opacus(model: nn.Module, place: dict[nn.Parameter, int]) -> Callable[[Tensor, Objective, int], list[Use]]:
+def _opacus(model: nn.Module, place: dict[nn.Parameter, int]) -> Callable[[Tensor, Objective], list[Use]]:
     """Opacus's hooks, layer by layer as it sees fit: each record's gradient of each parameter."""
     from opacus.grad_sample import GradSampleModule
 
@@ -207,12 +206,12 @@ def _opacus(model: nn.Module, place: dict[nn.Parameter, int]) -> Callable[[Tenso
         raise PlanRefused(f"The model cannot be clipped: {refused}", mend="Use other layers.") from refused
     hooked.disable_hooks()
 
-    def uses(x: Tensor, objective: Objective, times: int) -> list[Use]:
+    def uses(x: Tensor, objective: Objective) -> list[Use]:
         before = [parameter.grad for parameter in place]
         hooked.enable_hooks()
         try:
             with torch.enable_grad():
-                (objective(hooked(x)) * times).backward()
+                objective(hooked(x)).backward()
             found: list[Use] = []
             for parameter, at in place.items():
                 each = getattr(parameter, "grad_sample", None)

@@ -93,6 +93,11 @@ class Use(Protocol):
         ...
 
 
+def _steps(rows: Tensor) -> Tensor:
+    """[records, width] as one step of [records, T, width]."""
+    return rows.unsqueeze(1) if rows.dim() == 2 else rows
+
+
 def _squared(rows: Tensor) -> Tensor:
     """Squared norm over all but the first dimension, without a copy of the squares."""
     return torch.linalg.vector_norm(rows.flatten(1), dim=1).square_()
@@ -141,8 +146,9 @@ class Direct:
 class Outer:
     """A linear map: a weight's gradient Σ_t g_t ⊗ a_t and a bias's Σ_t g_t.
 
-    ``came`` is [records, T, p] and ``asked`` [records, T, d]. Several weights may share ``asked``, as in an LSTM:
-    each takes the next of the p columns. ``rows`` is which rows of weights and biases these are, as in attention.
+    ``came`` is [records, T, p] and ``asked`` [records, T, d], or both without T. Several weights may share
+    ``asked``, as in an LSTM: each takes the next of the p columns. ``rows`` is which rows of weights and biases these
+    are, as in attention.
     """
 
     came: Tensor
@@ -164,37 +170,39 @@ class Outer:
 
     def square(self, units: Units) -> Tensor:
         """Of each unit, [count]."""
-        steps, p, d = self.came.shape[1], self.came.shape[2], self.asked.shape[2]
         ones = len(self.biases)
-        if units.alone and steps == 1:
-            came, asked = self.came[:, 0], self.asked[:, 0]
-            return asked.square().sum(1) * came.square().sum(1).add_(ones)
-        if 2 * steps**2 * units.pairs <= p * d * units.count:
-            return units.each(lambda a, g: _gram_square(a.flatten(1, 2), g.flatten(1, 2), ones), self.came, self.asked)
+        if self.came.dim() == 2 and units.alone:
+            asked, came = self.asked.square().sum(1), self.came.square().sum(1)
+            return torch.addcmul(asked, asked, came) if ones else asked * came
+        came, asked = _steps(self.came), _steps(self.asked)
+        if 2 * came.shape[1] ** 2 * units.pairs <= came.shape[2] * asked.shape[2] * units.count:
+            return units.each(lambda a, g: _gram_square(a.flatten(1, 2), g.flatten(1, 2), ones), came, asked)
         self.kept = self._whole(units)
         square = _squared(self.kept)
-        return square + ones * _squared(units.sum(self.asked.sum(1))) if ones else square
+        return square + ones * _squared(units.sum(asked.sum(1))) if ones else square
 
     def _whole(self, units: Units) -> Tensor:
-        return units.each(lambda a, g: torch.bmm(g.flatten(1, 2).mT, a.flatten(1, 2)), self.came, self.asked)
+        came, asked = _steps(self.came), _steps(self.asked)
+        return units.each(lambda a, g: torch.bmm(g.flatten(1, 2).mT, a.flatten(1, 2)), came, asked)
 
     def total(self, units: Units, factor: Tensor) -> Found:
         """Clipped and summed."""
-        asked = self.asked * units.records(factor)[:, None, None]
-        came = self.came
-        if asked.stride(0) < asked.stride(1):  # kept with time first: flattened in that order it needs no copy
-            asked, came = asked.transpose(0, 1), came.transpose(0, 1)
-        asked = asked.flatten(0, 1)
-        if self.kept is None:
-            weight = asked.mT @ came.flatten(0, 1)
+        each, came = units.records(factor), self.came
+        if came.dim() == 2:
+            asked = self.asked * each.unsqueeze(1)
         else:
-            weight = (factor @ self.kept.flatten(1)).view(self.kept.shape[1:])
-        bias = asked.sum(0) if self.biases else asked.new_zeros(0)
-        return self._placed(weight[None], bias[None], lead=())
+            asked = self.asked * each[:, None, None]
+            if asked.stride(0) < asked.stride(1):  # kept with time first: flattened in that order it needs no copy
+                asked, came = asked.transpose(0, 1), came.transpose(0, 1)
+            asked, came = asked.flatten(0, 1), came.flatten(0, 1)
+        weight = asked.mT @ came if self.kept is None else (factor @ self.kept.flatten(1)).view(self.kept.shape[1:])
+        if self.rows is None and len(self.weights) == 1 and len(self.biases) < 2:
+            return [(self.weights[0][0], weight), *((at, asked.sum(0)) for at, _ in self.biases)]
+        return self._placed(weight[None], asked.sum(0)[None], lead=())
 
     def per_unit(self, units: Units) -> Found:
         """Each unit's."""
-        return self._placed(self._whole(units), units.sum(self.asked.sum(1)), lead=(units.count,))
+        return self._placed(self._whole(units), units.sum(_steps(self.asked).sum(1)), lead=(units.count,))
 
     def _placed(self, weight: Tensor, bias: Tensor, lead: tuple[int, ...]) -> Found:
         """Cut [n, d, p] and [n, d] into parameters, zero outside of ``rows``."""
@@ -214,8 +222,8 @@ class Outer:
     @staticmethod
     def joined(uses: list[Outer]) -> Outer:
         """Several uses of the same parameters are one use with more positions."""
-        came = torch.cat([use.came for use in uses], dim=1)
-        asked = torch.cat([use.asked for use in uses], dim=1)
+        came = torch.cat([_steps(use.came) for use in uses], dim=1)
+        asked = torch.cat([_steps(use.asked) for use in uses], dim=1)
         return Outer(came, asked, uses[0].weights, uses[0].biases, uses[0].rows)
 
 
@@ -376,11 +384,8 @@ class Looked:
 
 def settled(uses: list[Use], units: Units) -> list[Use]:
     """The same gradients as uses that no longer share a parameter, so that their squared norms add up."""
-    by_parameter: dict[int, list[Use]] = {}
-    for use in uses:
-        for at in use.parameters:
-            by_parameter.setdefault(at, []).append(use)
-    if all(len(sharing) == 1 for sharing in by_parameter.values()):
+    touched = [at for use in uses for at in use.parameters]
+    if len(set(touched)) == len(touched):
         return uses
     alike: dict[object, list[Use]] = {}
     for use in uses:

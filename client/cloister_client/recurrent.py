@@ -37,7 +37,7 @@ class LSTM(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *asked: Tensor) -> Any:
+    def backward(ctx: Any, *asked: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """What is asked of the gates and of the first states."""
         gates, h0, c0, said, w_hh = ctx.saved_tensors
         asked_said, dh, dc = asked
@@ -94,7 +94,7 @@ class GRU(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *asked: Tensor) -> Any:
+    def backward(ctx: Any, *asked: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """What is asked of the gates and of the first states."""
         gates, inner, h0, said, w_hh = ctx.saved_tensors
         asked_said, dh = asked
