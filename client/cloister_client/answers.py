@@ -33,11 +33,9 @@ class Answers:
     def find(self, run: str, ticket: str) -> Reply | None:
         """The very reply that this ticket had, if it was the last one answered."""
         path = self._path(run)
-        if not path.exists():
+        if not path.exists() or durable.load_header(path)["ticket"] != ticket:
             return None
         header, vectors = durable.load(path)
-        if header["ticket"] != ticket:
-            return None
         return Reply(ReplyHeader.model_validate_json(header["reply"]), vectors)
 
     def _path(self, run: str) -> Path:
