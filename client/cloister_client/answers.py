@@ -35,11 +35,9 @@ class Answers:
     def find(self, run: str, ticket: str) -> Reply | None:
         """The very reply that this ticket had, if it was the last one answered."""
         path = self._path(run)
-        if not path.exists():
+        if not path.exists() or durable.load_header(path)["ticket"] != ticket:
             return None
         header, arrays = durable.load(path)
-        if header["ticket"] != ticket:
-            return None
         octets = {name: array for name, array in arrays.items() if array.dtype == np.uint8}
         vectors = {name: array for name, array in arrays.items() if name not in octets}
         return Reply(ReplyHeader.model_validate_json(header["reply"]), vectors, octets)

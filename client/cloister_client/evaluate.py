@@ -22,7 +22,8 @@ def risks(network: Network, rows: Rows) -> NDArray[np.float64]:
 
 def _told(network: Network, output: Tensor) -> NDArray[np.float64]:
     """What is no number counts as a coin. A failure would say which rows a hostile model had been made for."""
-    return np.nan_to_num(network.task.risk(output), nan=0.5)
+    risk = network.task.risk(output)
+    return np.where(np.isnan(risk), 0.5, risk)
 
 
 def enough(outcomes: Sequence[float] | NDArray[np.float64], terms: Evaluation) -> bool:
@@ -33,14 +34,12 @@ def enough(outcomes: Sequence[float] | NDArray[np.float64], terms: Evaluation) -
 
 def at_a_glance(network: Network, rows: Rows, terms: Evaluation) -> dict[str, float | None]:
     """Loss and AUROC of the incoming model, cheap enough for every round; empty if counts are too small."""
-    if not enough(rows.y.numpy(), terms):
+    outcomes = rows.y.numpy()
+    if not enough(outcomes, terms):
         return {}
     said = network.output(rows.x)
-    value = float(network.task.loss(said, rows.y))
-    return {
-        "loss": value if math.isfinite(value) else None,
-        "auroc": auroc(rows.y.numpy(), _told(network, said)),
-    }
+    value = network.loss(said, rows.y)
+    return {"loss": value if math.isfinite(value) else None, "auroc": auroc(outcomes, _told(network, said))}
 
 
 def in_full(network: Network, rows: Rows, terms: Evaluation, seed: int) -> dict[str, Estimate]:

@@ -1,7 +1,7 @@
 """A model with its task: output and gradient. Linear layers with ReLU between them need no autograd.
 
 On a small hospital's batch autograd's bookkeeping is most of the work. What such a network computes is a few matrix
-products, and numpy does them on the very same weights, if the task says how its loss changes. Any other network or
+products, and numpy does them on the very same weights, if the task knows its loss without torch. Any other network or
 task is left to torch.
 """
 
@@ -26,10 +26,10 @@ class Network:
     def __init__(self, model: nn.Module, task: Task, vector: Values | None = None) -> None:
         """``vector`` is where the whole model lives, if it was ``gathered``; a dense one is, here at the latest."""
         self.model, self.task, own = model, task, list(model.parameters())
-        self._slope = task.slope if isinstance(task, Sloped) and _is_dense(model) else None
+        self._dense = task if isinstance(task, Sloped) and _is_dense(model) else None
         self.parameters: list[Tensor] = [*own]
         """What training changes, each with its gradient in ``grad``; of a dense network one vector."""
-        if self._slope:
+        if self._dense:
             if vector is None:
                 vector = gathered(model, tuple((name, part.numel()) for name, part in model.named_parameters()))
             whole = torch.from_numpy(vector)
@@ -42,18 +42,23 @@ class Network:
     @_QUIET
     def output(self, x: Tensor) -> Tensor:
         """What the model says of these rows when it is not in training."""
-        if self._slope:
+        if self._dense:
             return torch.from_numpy(self._forward(x.numpy())[-1])
         self.model.eval()
         with torch.no_grad():
             return self.model(x)
 
     @_QUIET
+    def loss(self, output: Tensor, y: Tensor) -> float:
+        """The mean loss of what the model said."""
+        return self._dense.cost(output.numpy(), y.numpy()) if self._dense else float(self.task.loss(output, y))
+
+    @_QUIET
     def backward(self, x: Values, y: Values) -> None:
         """Leave the gradient of the mean loss over these rows in the ``grad`` of ``parameters``."""
-        if self._slope:
+        if self._dense:
             *incoming, said = self._forward(x)
-            slope = self._slope(said, y)
+            slope = self._dense.slope(said, y)
             for (weight, _, weights, biases), came in zip(reversed(self._layers), reversed(incoming), strict=True):
                 np.matmul(slope.T, came, out=weights)
                 np.add.reduce(slope, out=biases)
@@ -69,8 +74,9 @@ class Network:
         values = [x]
         for weight, bias, *_ in self._layers:
             if values[-1] is not x:
-                values[-1] = np.maximum(values[-1], 0)
-            values.append(values[-1] @ weight.T + bias)
+                np.maximum(values[-1], 0, out=values[-1])
+            values.append(values[-1] @ weight.T)
+            values[-1] += bias
         return values
 
 

@@ -84,7 +84,7 @@ class Units:
 # --- without privacy ---------------------------------------------------------------------------------------
 def plain(network: Network, rows: Rows, batch_size: int, generator: torch.Generator) -> Mechanism:
     """Ordinary mini-batches over shuffled epochs; an epoch goes on where the last step left it."""
-    x, y, batches = rows.x.numpy(), rows.y.numpy(), _epochs(len(rows), batch_size, generator)
+    (x, y), batches = rows.arrays, _epochs(len(rows), batch_size, generator)
 
     def gradient() -> None:
         batch = next(batches)

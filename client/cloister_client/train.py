@@ -15,15 +15,16 @@ Step = Callable[[], None]
 
 def sgd(parameters: Sequence[Tensor], terms: Training) -> Step:
     """What torch.optim.SGD computes, without its bookkeeping, which takes longer than a small model's step."""
-    velocity: dict[Tensor, Tensor] = {}
+    values = [parameter.detach() for parameter in parameters]  # the same memory, which autograd does not watch
+    velocity: dict[int, Tensor] = {}
 
     def step() -> None:
-        for parameter in parameters:
+        for at, parameter in enumerate(parameters):
             if (move := parameter.grad) is None:
                 continue
             if terms.momentum:
-                move = velocity[parameter] = terms.momentum * velocity.get(parameter, 0.0) + move
-            parameter.sub_(move, alpha=terms.learning_rate)
+                move = velocity[at] = terms.momentum * velocity.get(at, 0.0) + move
+            values[at].sub_(move, alpha=terms.learning_rate)
 
     return step
 
@@ -54,12 +55,11 @@ def train(
     began = [parameter.detach().clone() for parameter in parameters] if pull else []
     for _ in range(steps):
         mechanism.gradient()
-        with torch.no_grad():
-            for at, parameter in enumerate(parameters if pull or correction else ()):
-                if parameter.grad is None:
-                    continue
-                if pull:
-                    parameter.grad.add_(parameter - began[at], alpha=pull)
-                if correction:
-                    parameter.grad.add_(correction[at])
-            step()
+        for at, parameter in enumerate(parameters if pull or correction else ()):
+            if parameter.grad is None:
+                continue
+            if pull:
+                parameter.grad.add_(parameter.detach() - began[at], alpha=pull)
+            if correction:
+                parameter.grad.add_(correction[at])
+        step()

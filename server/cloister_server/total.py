@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import numpy as np
 
@@ -102,7 +103,7 @@ class Total:
         said: Numbers = {"rows": float(self._rows), "clipped": self._clipped / here}
         for name in GLANCE:
             known = [value for found in self.metrics.values() if (value := found.get(name)) is not None]
-            said[name] = float(np.mean(known)) if known else None
+            said[name] = fmean(known) if known else None
         if self._kept:
             means = {"update": ROBUST_RULES[self.plan.strategy.name](self._kept, self.plan.strategy)}
         else:

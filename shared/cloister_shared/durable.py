@@ -75,20 +75,31 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     Raises:
         CheckpointBroken: the file is not one of ours, or is damaged.
     """
-    try:
-        safe: Any = safe_open(path, framework="numpy")  # it holds every offset against the file's length
-        with safe as checked:
-            header: dict[str, Any] = json.loads(checked.metadata()["header"])
-            names: list[str] = checked.offset_keys()
-            parts = [checked.get_slice(name) for name in names]
-            kinds = [_DTYPES[part.get_dtype()] for part in parts]
-            shapes: list[list[int]] = [part.get_shape() for part in parts]
+    with _checked(path) as (header, safe):
+        names: list[str] = safe.offset_keys()
+        parts = [safe.get_slice(name) for name in names]
+        kinds = [_DTYPES[part.get_dtype()] for part in parts]
+        shapes: list[list[int]] = [part.get_shape() for part in parts]
         with path.open("rb") as file:  # a length, the safetensors header, then the arrays one after the other
             file.seek(8 + int.from_bytes(file.read(8), "little"))
             return header, {
                 name: np.fromfile(file, kind, math.prod(shape)).reshape(shape)
                 for name, kind, shape in zip(names, kinds, shapes, strict=True)
             }
+
+
+def load_header(path: Path) -> dict[str, Any]:
+    """The same without the arrays, however large they are."""
+    with _checked(path) as (header, _):
+        return header
+
+
+@contextmanager
+def _checked(path: Path) -> Generator[tuple[dict[str, Any], Any], None, None]:
+    try:
+        safe: Any = safe_open(path, framework="numpy")  # it holds every offset against the file's length
+        with safe as checked:
+            yield json.loads(checked.metadata()["header"]), checked
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointBroken(
             f"{path} is damaged or was not written by Cloister.",

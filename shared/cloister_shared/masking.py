@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -70,11 +70,10 @@ class Encoding:
         The weights of a cohort sum to 1 at most, so that a sum stays within the bound: see ``StudyPlan.could_wrap``.
         """
         ring, clipped = values.view(np.uint32), 0
-        for at, integers, over in self._integers(values, weight):
+        for at in range(0, ring.size, BLOCK):
             block = ring[at : at + BLOCK]
-            block[:] = integers
+            clipped += self._write(values[at : at + BLOCK], weight, block)
             masks.add_to(block)
-            clipped += over
         return ring, clipped
 
     def mask(self, ring: Ring, masks: Masks) -> Ring:
@@ -85,28 +84,25 @@ class Encoding:
 
     def add(self, total: Ring, values: NDArray[np.float32], weight: float) -> int:
         """Add ``weight * values`` to ``total``, as masks that cancel would leave it; how many were clipped."""
-        clipped = 0
-        for at, integers, over in self._integers(values, weight):
-            total[at : at + BLOCK] += integers
-            clipped += over
+        ring, clipped = np.empty(min(BLOCK, values.size), np.uint32), 0
+        for at in range(0, total.size, BLOCK):
+            block = total[at : at + BLOCK]
+            integers = ring[: block.size]
+            clipped += self._write(values[at : at + BLOCK], weight, integers)
+            block += integers
         return clipped
 
-    def _integers(self, values: NDArray[np.float32], weight: float) -> Iterator[tuple[int, Ring, int]]:
-        """Block by block: where it is, its ring elements in memory that the next block uses, and how many clipped."""
-        factor = np.float32(weight * 2.0**self.fraction_bits)
+    def _write(self, values: NDArray[np.float32], weight: float, ring: Ring) -> int:
+        """Write a block as ring elements, maybe over itself; how many were clipped."""
+        factor, clipped = np.float32(weight * 2.0**self.fraction_bits), 0
         limit = np.float32(self.bound) * factor
-        scaled = np.empty(min(BLOCK, values.size), np.float32)
-        integers = np.empty(scaled.size, np.int32)
-        for at in range(0, values.size, BLOCK):
-            block = values[at : at + BLOCK]
-            held, whole, over = scaled[: block.size], integers[: block.size], 0
-            np.multiply(block, factor, out=held)
-            if max(-held.min(), held.max()) > limit:
-                over = int(np.count_nonzero(np.abs(held) > limit))
-                np.clip(held, -limit, limit, out=held)
-            np.rint(held, out=held)
-            np.copyto(whole, held, casting="unsafe")
-            yield at, whole.view(np.uint32), over
+        scaled = np.multiply(values, factor, out=ring.view(np.float32))
+        if max(-scaled.min(), scaled.max()) > limit:
+            clipped = int(np.count_nonzero(np.abs(scaled) > limit))
+            np.clip(scaled, -limit, limit, out=scaled)
+        np.rint(scaled, out=scaled)
+        np.copyto(ring.view(np.int32), scaled, casting="unsafe")
+        return clipped
 
     def decode(self, ring: Ring, weight: float, sites: int) -> NDArray[np.float32]:
         """The sum of what the sites encoded, divided by ``weight``. Works in place of ``ring``.

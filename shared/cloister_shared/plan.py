@@ -350,7 +350,7 @@ class StudyPlan(_Terms):
         """Bits after the point of the integers that are added up: the plan's, or as many as cannot make a sum wrap."""
         if self.aggregation.fraction_bits is not None:
             return self.aggregation.fraction_bits
-        return max(bits for bits in range(-20, 49) if not self.could_wrap(bits))
+        return next(bits for bits in range(48, -21, -1) if not self.could_wrap(bits))
 
     def could_wrap(self, fraction_bits: int) -> bool:
         """Whether a sum of ``cohort.max_sites`` updates can leave the ring of 2^bits integers.

@@ -33,6 +33,7 @@ Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 """SHA-256, in hex."""
 
 _ENCODINGS = {"float32": ("cloister.float32.le", np.dtype("<f4")), "uint8": ("cloister.octets", np.dtype("u1"))}
+_KINDS = {np.dtype(kind): kind for kind in _ENCODINGS}
 
 
 class _Header(BaseModel):
@@ -235,8 +236,8 @@ def _ticket(content: RecordDict, kind: type[Kind]) -> tuple[Kind, Vectors]:
 
 
 def _array(vector: NDArray[Any]) -> Array:
-    kind = vector.dtype.name
-    if kind not in _ENCODINGS or vector.ndim != 1:
+    kind = _KINDS.get(vector.dtype)
+    if kind is None or vector.ndim != 1:
         raise TypeError("only flat vectors of float32 or of octets travel")
     encoding, order = _ENCODINGS[kind]
     return Array(dtype=kind, shape=vector.shape, stype=encoding, data=vector.astype(order, copy=False).tobytes())
@@ -249,8 +250,7 @@ def _unpack(content: RecordDict) -> tuple[str, Vectors, Octets]:
     # Not content.array_records: that view and the content refer to each other, so a large reply would linger.
     if not isinstance(header, ConfigRecord) or not isinstance(vectors, ArrayRecord):
         raise TypeError("its parts are of another kind")
-    text = header.get("json")
-    if set(header) != {"json"} or not isinstance(text, str):
+    if set(header) != {"json"} or not isinstance(text := header["json"], str):
         raise KeyError("its header has other keys than json")
     read = {name: _vector(name, array) for name, array in vectors.items()}
     return (

@@ -132,4 +132,10 @@ def _case(model: nn.Module, x: Tensor, y: Tensor, loss: nn.Module | None = None)
     return Case(model, deepcopy(model), x, y, loss or nn.CrossEntropyLoss())
 
 
-CASES: dict[str, Callable[[], Case]] = {"mlp": mlp, "cnn": cnn, "resnet": resnet, "transformer": transformer, "lstm": lstm}
+CASES: dict[str, Callable[[], Case]] = {
+    "mlp": mlp,
+    "cnn": cnn,
+    "resnet": resnet,
+    "transformer": transformer,
+    "lstm": lstm,
+}

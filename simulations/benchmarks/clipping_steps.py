@@ -12,18 +12,16 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
 
-from figures import Figure, at_most, in_fresh_process, progress, told  # noqa: I001 (one thread, before torch)
 import clipping_models
-import memory
-import numpy as np
 import torch
 from clipping_models import Case
+from figures import Figure, at_most, in_fresh_process, progress, told
+
 from cloister_client.clipping import Clipper
 
 CLIP, SIGMA, RATE = 1.0, 1.0, 1e-3

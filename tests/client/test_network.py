@@ -1,5 +1,6 @@
 """cloister_client.network against torch's autograd."""
 
+import math
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -123,3 +124,18 @@ def test_slope_is_the_losss_derivative(task):
     (theirs,) = torch.autograd.grad(task.loss(said, target), said)
     found = task.slope(said.detach().numpy(), target.numpy())
     torch.testing.assert_close(torch.from_numpy(found), theirs)
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS.values() if isinstance(task, Sloped)])
+def test_cost_is_the_loss(task):
+    said = torch.linspace(-200, 200, 41).unsqueeze(1)
+    target = (torch.arange(41) % 2).float()
+    assert task.cost(said.numpy(), target.numpy()) == pytest.approx(float(task.loss(said, target)), rel=1e-6)
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
+def test_an_odd_output_has_no_finite_loss(odd):
+    said, target = torch.tensor([[0.0], [odd]]), torch.tensor([0.0, 0.0 if odd > 0 else 1.0])
+    network = Network(dense([3, 4, 1]), tabular)
+    assert not math.isfinite(network.loss(said, target))
+    assert not math.isfinite(float(tabular.loss(said, target)))

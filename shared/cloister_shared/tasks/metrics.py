@@ -123,7 +123,7 @@ def auroc(y: Vector, p: Vector, weights: Matrix | None = None) -> float | Vector
         pairs = len(positive) * len(negative)
         if pairs == 0:
             return float("nan")
-        beaten = np.searchsorted(negative, positive, side="left") + np.searchsorted(negative, positive, side="right")
+        beaten = negative.searchsorted(positive, side="left") + negative.searchsorted(positive, side="right")
         return float(beaten.sum()) / (2 * pairs)
     hits, called = _threshold_curve(y, p, weights)
     false_alarms = called - hits
@@ -232,9 +232,9 @@ def _checked(y: ArrayLike, p: ArrayLike) -> tuple[Vector, Vector]:
     y, p = _numbers(y), _numbers(p)
     if y.ndim != 1 or y.shape != p.shape:
         raise ValueError("Expected outcomes and probabilities as two lists of the same length.")
-    if not ((y == 0) | (y == 1)).all():
+    if np.count_nonzero(y == 0) + np.count_nonzero(y == 1) < len(y):
         raise ValueError("Expected every outcome to be 0 or 1.")
-    if not ((p >= 0) & (p <= 1)).all():  # false for NaN as well
+    if np.count_nonzero((p >= 0) & (p <= 1)) < len(p):  # NaN is neither
         raise ValueError("Expected every probability to be a finite number from 0 to 1.")
     return y, p
 

@@ -33,7 +33,12 @@ class Task(Protocol):
 
 @runtime_checkable
 class Sloped(Task, Protocol):
-    """A task that also says how its loss changes: optional, and faster where the network is dense."""
+    """A task that also does without torch: optional, and faster where the network is dense."""
+
+    @staticmethod
+    def cost(output: NDArray[np.float32], target: NDArray[np.float32]) -> float:
+        """The value of ``loss``."""
+        ...
 
     @staticmethod
     def slope(output: NDArray[np.float32], target: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -90,9 +90,8 @@ class Consortium:
 
     def opened(self, site: str) -> Site:
         """A hospital on its folder, as after a restart."""
-        data = Dataset(
-            columns(self.plan.table), _rows(site, 0), _rows(site, 1), QualityReport(site, ROWS[site], []), ANY
-        )
+        seen = QualityReport(site, ROWS[site], [])
+        data = Dataset(columns(self.plan.table), _rows(site, 0), _rows(site, 1), seen, ANY)
         return Site(self.plan, data, self.folder / "sites" / site)
 
     def identity(self, site: str) -> Identity:
