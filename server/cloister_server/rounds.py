@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 
 from cloister_server.secure import MaskedTotal
 from cloister_server.store import Checkpoint, RoundRecord, Store
-from cloister_server.strategies import STRATEGIES, State, Vector
+from cloister_server.strategies import STRATEGIES, State, Vector, averaged
 from cloister_server.total import Mean, Total
 from cloister_shared.envelope import Roster
 from cloister_shared.errors import ReplyRejected
@@ -182,16 +182,22 @@ def collect(
 
 
 def step(study: Study, number: int, mean: Mean) -> Checkpoint:
-    """The strategy's step from the model on disk by the mean update."""
+    """The strategy's step from the model on disk by the mean update; after the last round, the average if asked for."""
     plan, before = study.plan, study.checkpoint()
     state: State = dict(before.state)
-    control = state.pop("control", None)
+    control, average = state.pop("control", None), state.pop("average", None)
     strategy = STRATEGIES.get(plan.strategy.name, STRATEGIES["fedavg"])
     terms = plan.strategy if plan.strategy.name in STRATEGIES else _PLAIN_MEAN
     model, state = strategy(before.model, mean.vectors.pop("update"), state, terms)
     if isinstance(plan.strategy, Scaffold):
         share = np.float32(len(mean.answered) / len(study.cohort or study.enrolled))
         state["control"] = (0 if control is None else control) + share * mean.vectors.pop("control")
+    if plan.averaging:
+        average = averaged(average, model, number, plan.averaging.decay)
+        if number == plan.rounds:  # the hospitals judge what is handed over
+            model = average
+        else:
+            state["average"] = average
     return replace(before, round=number, model=np.ascontiguousarray(model, dtype=np.float32), state=state)
 
 

@@ -39,6 +39,50 @@ def fedadam(model: Vector, update: Vector, state: State, terms: Any) -> tuple[Ve
     return _adaptive(model, update, second, state, terms)
 
 
+def fedadam_without_noise(
+    model: Vector, update: Vector, state: State, terms: Any, variance: float
+) -> tuple[Vector, State]:
+    """DP-AdamBC (Tang et al. 2024, algorithm 1), for updates that carry noise of this ``variance`` in each parameter.
+
+    Under DP the noise is most of the second moment, so that plain Adam divides every parameter by nearly the same
+    number. Unlike Reddi's Adam both moments are first rid of their start at zero, or the noise's share of the
+    second would not be known; ``count`` is the weight that they have gathered, 1 - b1^t and 1 - b2^t.
+    """
+    beta1, beta2 = terms.beta1, terms.beta2
+    first = np.float32(beta1) * state.get("first", np.zeros_like(model)) + np.float32(1 - beta1) * update
+    second = np.float32(beta2) * state.get("second", np.zeros_like(model)) + np.float32(1 - beta2) * update**2
+    count = np.array([beta1, beta2]) * state.get("count", np.zeros(2)) + (1 - np.array([beta1, beta2]))
+    signal = corrected(second / np.float32(count[1]), variance, terms.tau)
+    step = first / (np.float32(count[0]) * np.sqrt(signal))
+    state = {"first": first, "second": second, "count": count.astype(np.float32)}
+    return model + np.float32(terms.server_learning_rate) * step, state
+
+
+def corrected(second: Vector, variance: float, tau: float) -> Vector:
+    """The mean square of an update without its noise: ``second`` less the noise's ``variance``, at least tau^2."""
+    return np.maximum(second - np.float32(variance), np.float32(tau) ** 2)
+
+
+def update_variance(spread: float, learning_rate: float, batch_size: float, hospitals: int) -> float:
+    """Variance of the noise in each parameter of the mean update, after one local step under shared noise.
+
+    ``spread`` is the noise's standard deviation in the sum over ``hospitals`` of clipped gradients; what the sum is
+    divided by is the plan's hospitals * batch_size, whatever was drawn.
+    """
+    return (learning_rate * spread / (hospitals * batch_size)) ** 2
+
+
+def averaged(average: Vector | None, model: Vector, number: int, decay: float) -> Vector:
+    """The mean of the models of rounds 1 to ``number``, each counting ``decay`` times as much as the next.
+
+    From the mean before round ``number`` (None at the first): a running mean whose weights sum to 1 in every round,
+    so that the untrained model has no part in it (as Adam's moments are corrected, Kingma and Ba 2015).
+    """
+    if average is None:
+        return model.copy()
+    return average + np.float32((1 - decay) / (1 - decay**number)) * (model - average)
+
+
 def fedyogi(model: Vector, update: Vector, state: State, terms: Any) -> tuple[Vector, State]:
     """Reddi et al. 2021, algorithm 2: v <- v - (1 - b2) d^2 sign(v - d^2)."""
     square = update**2

@@ -112,7 +112,10 @@ class TabularTask(_Terms):
     name: Literal["tabular"]
     model: Literal["logistic", "mlp"] = "logistic"
     hidden: tuple[Count, ...] = ()
-    norm: Literal["none", "layer", "batch"] = "none"
+    norm: Literal["none", "layer", "group", "batch"] = "none"
+    """``group``: Wu and He 2018, eight units a group; like ``layer`` it looks at one row at a time."""
+    standardise: bool = False
+    """Weight standardisation of the hidden layers (Qiao et al. 2019): no unit can drown the others in its scale."""
 
 
 # --- the strategy: how the coordinator turns replies into the next model -------------------------------------
@@ -150,6 +153,8 @@ class FedAdam(_Adaptive):
     """Reddi et al. 2021, algorithm 2, Adam."""
 
     name: Literal["fedadam"]
+    correct_noise: bool = False
+    """DP-AdamBC (Tang et al. 2024): the variance of the noise, which the plan tells, is taken out of the second moment."""
 
 
 class FedYogi(_Adaptive):
@@ -196,6 +201,16 @@ Strategy = Annotated[
     FedAvg | FedProx | FedAvgM | FedAdam | FedYogi | FedAdagrad | Scaffold | TrimmedMean | Median | Krum,
     Field(discriminator="name"),
 ]
+
+
+class Averaging(_Terms):
+    """The final model is the mean of the models of all rounds, each counting ``decay`` times as much as the next.
+
+    Noise averages out where the models circle around a minimum (De et al. 2022). Whoever sees the models can take
+    their mean, so it costs no epsilon. ``decay`` 0.9 is a mean over the last ten rounds or so.
+    """
+
+    decay: Annotated[float, Field(gt=0, lt=1)]
 
 
 # --- the terms ---------------------------------------------------------------------------------------------
@@ -314,6 +329,8 @@ class StudyPlan(_Terms):
     round_timeout: Positive = 600.0
     """Seconds after which a round goes on without those who have not answered."""
     strategy: Strategy
+    averaging: Averaging | None = None
+    """Absent: the final model is that of the last round."""
     aggregation: Aggregation = Aggregation()
     training: Training
     privacy: Privacy

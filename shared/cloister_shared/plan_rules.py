@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cloister_shared.plan import (
     BooleanFeature,
     CategoryFeature,
+    FedAdam,
     FedProx,
     Krum,
     Mechanism,
@@ -19,6 +20,9 @@ from cloister_shared.plan import (
 )
 
 Path = tuple[str | int, ...]
+
+_NOISE_UNKNOWN = (Mechanism.NONE, Mechanism.SITE)
+"""No noise, or one that each hospital fits to its own number of rows."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,7 @@ def _privacy(plan: StudyPlan) -> Iterator[Broken]:
         yield Broken(
             ("task", "norm"),
             "mixes rows within a batch and keeps un-noised means, so no per-row clip holds under DP",
-            "Write norm: layer or norm: none.",
+            "Write norm: layer, norm: group or norm: none.",
         )
     if plan.normalisation.method == "site":
         yield Broken(
@@ -289,6 +293,13 @@ def _strategy(plan: StudyPlan) -> Iterator[Broken]:
             "corrects plain SGD steps and no others",
             "Write training.optimizer: sgd with momentum: 0.",
         )
+    if isinstance(strategy, FedAdam) and strategy.correct_noise and plan.privacy.mechanism in _NOISE_UNKNOWN:
+        yield Broken(
+            ("strategy", "correct_noise"),
+            f"needs the size of the noise in the mean update, which the plan does not tell with mechanism"
+            f" {plan.privacy.mechanism}",
+            "Take it out, or write mechanism: shared.",
+        )
     if plan.training.optimizer == "adam" and plan.training.momentum:
         yield Broken(("training", "momentum"), "is a term of sgd, not of adam", "Take it out.")
 
@@ -330,6 +341,12 @@ def _personalisation(plan: StudyPlan) -> Iterator[Broken]:
         yield Broken(("task", "hidden"), "belongs to model mlp", "Write model: mlp, or take hidden out.")
     if task.model == "logistic" and task.norm != "none":
         yield Broken(("task", "norm"), "belongs to model mlp", "Write model: mlp, or take norm out.")
+    if task.model == "logistic" and task.standardise:
+        yield Broken(("task", "standardise"), "belongs to model mlp", "Write model: mlp, or take standardise out.")
+    if task.norm == "group" and (odd := [units for units in task.hidden if units % 8]):
+        yield Broken(
+            ("task", "norm"), f"cannot part {odd[0]} units into groups of eight", "Write hidden widths such as 16 or 64."
+        )
     if task.model == "mlp" and not task.hidden:
         yield Broken(("task", "model"), "needs the width of its hidden layers", "Add hidden: [64].")
     depth = len(task.hidden)

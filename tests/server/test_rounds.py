@@ -108,6 +108,18 @@ def test_equal_weights(tmp_path):
     assert model_of(a_study) == pytest.approx([1 / 3, 1, 0, 0])
 
 
+def test_the_last_round_hands_over_the_average_and_every_other_goes_on_from_its_own_model(tmp_path):
+    a_study = study(tmp_path, amend(read_plan(PLAN), averaging={"decay": 0.5}, rounds=3))
+    grid = ScriptedGrid(dict.fromkeys(SITES.values(), GOOD))
+    for number in (1, 2):
+        run_round(a_study, number, grid)
+        assert model_of(a_study) == pytest.approx([number, 0, 0, 0])
+    again = Study(a_study.plan, LAYOUT, SITES, Store(tmp_path))  # the average survives a restart
+    run_round(again, 3, grid)
+    assert model_of(again) == pytest.approx([(1 * 0.25 + 2 * 0.5 + 3) / 1.75, 0, 0, 0], abs=1e-4)
+    assert "average" not in again.checkpoint().state
+
+
 def raw(message: Message, **parts: object) -> Message:
     return Message(RecordDict(parts), reply_to=message)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
@@ -16,14 +18,37 @@ from cloister_shared.schema import columns
 Float = TypeVar("Float", np.float32, np.float64)
 
 
+GROUP = 8
+"""Units that ``norm: group`` centres and scales together; plan_rules holds the widths to it."""
+
+_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "layer": nn.LayerNorm,
+    "group": lambda units: nn.GroupNorm(units // GROUP, units),
+    "batch": nn.BatchNorm1d,
+}
+
+
+class StandardisedLinear(nn.Linear):
+    """A linear layer whose units' incoming weights are centred and brought to length one before use.
+
+    Qiao et al. 2019, scaled by the number of inputs as Brock et al. 2021 do, so that inputs of variance one give
+    outputs of variance one. The parameters, and so what is sent and clipped, are the weights as they were.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # torch's own name for it
+        centred = self.weight - self.weight.mean(dim=1, keepdim=True)
+        length = centred.square().sum(dim=1, keepdim=True)
+        return functional.linear(input, centred * torch.rsqrt(length.clamp(min=1e-6)), self.bias)
+
+
 def model(plan: StudyPlan) -> nn.Module:
     """Layers ``hidden_i``, ``norm_i``, ``relu_i``, …, ``head``; one logit out. No hidden layer: logistic regression."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     width = len(columns(plan.table))
     for i, units in enumerate(plan.task.hidden):
-        layers[f"hidden_{i}"] = nn.Linear(width, units)
+        layers[f"hidden_{i}"] = StandardisedLinear(width, units) if plan.task.standardise else nn.Linear(width, units)
         if plan.task.norm != "none":
-            layers[f"norm_{i}"] = nn.LayerNorm(units) if plan.task.norm == "layer" else nn.BatchNorm1d(units)
+            layers[f"norm_{i}"] = _NORMS[plan.task.norm](units)
         layers[f"relu_{i}"] = nn.ReLU()
         width = units
     layers["head"] = nn.Linear(width, 1)
