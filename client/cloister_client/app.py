@@ -27,6 +27,7 @@ from cloister_client.privacy import (
     dp_sgd,
     noisy_statistics,
     plain,
+    plan_charges,
     reproducible,
     statistics_event,
 )
@@ -63,10 +64,20 @@ REFUSED, FAILED = 1001, 1002
 class Site:
     """One hospital in one study: the plan it approved, its rows, its model, and what it must remember."""
 
-    def __init__(self, plan: StudyPlan, dataset: Dataset, folder: Path, *, noise_seed: int | None = None) -> None:
-        """``folder`` keeps the ledger, the answers and, for secure sums, ``identity.key`` and ``roster.json``.
+    def __init__(
+        self,
+        plan: StudyPlan,
+        dataset: Dataset,
+        folder: Path,
+        *,
+        ledger: Path | None = None,
+        population: str = "patients",
+        noise_seed: int | None = None,
+    ) -> None:
+        """``folder`` keeps the answers and, for secure sums, ``identity.key`` and ``roster.json``.
 
-        ``noise_seed`` voids privacy; simulations alone pass it.
+        ``ledger`` is the hospital's, which all its studies on one ``population`` share; without it, this study
+        keeps one of its own in ``folder``. ``noise_seed`` voids privacy; simulations alone pass it.
         """
         self.plan, self.dataset, self.name = plan, dataset, dataset.quality.site
         self._digest = plan.digest  # taken once: every ticket is held against it
@@ -77,7 +88,7 @@ class Site:
         self.network = Network(model, task_of(plan), self._vector)
         folder.mkdir(parents=True, exist_ok=True)
         self.answers, self.local = Answers(folder), LocalState(folder)
-        self.ledger = Ledger(folder / "ledger.sqlite") if plan.private else None
+        self.ledger = Ledger(ledger or folder / "ledger.sqlite", population) if plan.private else None
         self.folder, self.noise_seed = folder, noise_seed
         self._entropy: Entropy = os.urandom
         self._constants: tuple[tuple[float, float], ...] | None = None
@@ -91,7 +102,15 @@ class Site:
 
     # --- the things a coordinator can ask ---------------------------------------------------------------
     def enrol(self) -> ReplyHeader:
-        """Who this is, and the order of parameters it will speak in."""
+        """Who this is, and the order of parameters it will speak in. A private plan's whole cost is reserved first.
+
+        Raises:
+            BudgetExceeded: the hospital's ceiling does not admit the plan.
+        """
+        if self.ledger:
+            charges, rounds = plan_charges(self.plan, len(self.dataset.train)), self.plan.rounds
+            epsilon, delta = self._promise
+            self.ledger.reserve(self._digest, self.plan.study, charges, epsilon=epsilon, delta=delta, rounds=rounds)
         return ReplyHeader(run="enrol", round=0, site=self.name, layout=self.layout.digest)
 
     def advertise(self, ticket: Ticket) -> Reply:
@@ -121,7 +140,10 @@ class Site:
 
     def evaluate(self, ticket: Ticket) -> Reply:
         """Every metric of the final model on the held-out rows, and of its fine-tuned copy if the plan has one."""
-        return self._once(ticket, lambda: self._reply(ticket, {}, estimates=self.judge(ticket)))
+        reply = self._once(ticket, lambda: self._reply(ticket, {}, estimates=self.judge(ticket)))
+        if self.ledger:  # the study is over: what it did not spend is free again
+            self.ledger.settle(self._digest)
+        return reply
 
     def judge(self, ticket: Ticket) -> Estimates:
         """What ``evaluate`` says, as this hospital's own people may read it."""
@@ -254,15 +276,18 @@ class Site:
         return self.secure.mask(ticket, reply) if self.secure else reply
 
     def _commit(self, ticket: Ticket, event: Event) -> None:
+        assert self.ledger is not None  # a private plan has one
+        epsilon, delta = self._promise
+        release = Release(self._digest, ticket.header.run, ticket.header.round, ticket.digest, event)
+        self.ledger.commit(release, epsilon=epsilon, delta=delta)
+
+    @property
+    def _promise(self) -> tuple[float, float]:
+        """Epsilon and delta of a private plan, which has both: plan_rules."""
         terms = self.plan.privacy
-        assert self.ledger is not None  # a private plan has them all: plan_rules
         assert terms.epsilon is not None
         assert terms.delta is not None
-        self.ledger.commit(
-            Release(self._digest, ticket.header.run, ticket.header.round, ticket.digest, event),
-            epsilon=terms.epsilon,
-            delta=terms.delta,
-        )
+        return terms.epsilon, terms.delta
 
     def _bytes(self, count: int) -> bytes:
         return self._entropy(count)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -137,6 +137,19 @@ def training_event(plan: StudyPlan, rows: int) -> Event:
     statistics = statistics_event(plan) if plan.normalisation.method == "federated" else None
     before = (statistics,) if statistics else ()
     return Event(calibrate(rate, plan.rounds * steps, epsilon, delta, before), rate, steps)
+
+
+def plan_charges(plan: StudyPlan, rows: int) -> tuple[Event, ...]:
+    """All that the whole plan costs a hospital with so many training rows: what it reserves before round 1.
+
+    Raises:
+        BudgetExceeded: no noise keeps it within the plan's epsilon.
+    """
+    each = training_event(plan, rows)
+    whole, once = replace(each, steps=plan.rounds * each.steps), None
+    if plan.normalisation.method == "federated":
+        once = statistics_event(plan)
+    return (once, whole) if once else (whole,)
 
 
 def statistics_event(plan: StudyPlan) -> Event | None:

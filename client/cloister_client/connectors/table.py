@@ -2,6 +2,7 @@
 
     site: st-marys
     min_cohort: 3                      # the fewest hospitals in a sum that this one helps to open
+    population: patients               # whose privacy budget studies on this table are paid from
     table:
       path: table.csv                  # beside this file
       columns: {age: AGE_YEARS}        # a feature's name in the plan: its column here, where they differ
@@ -65,6 +66,8 @@ class SiteFile(_Terms):
     site: Slug
     min_cohort: Annotated[int, Field(ge=2)] = MIN_COHORT
     """The hospital's own policy: it helps to open no secure sum over fewer hospitals."""
+    population: Slug = "patients"
+    """Of whom the rows are: studies on the same patients share one privacy budget."""
     table: TableFile
 
 
