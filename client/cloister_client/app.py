@@ -27,7 +27,7 @@ from cloister_client.privacy import (
     dp_sgd,
     noisy_statistics,
     plain,
-    plan_charges,
+    plan_cost,
     reproducible,
     statistics_event,
 )
@@ -72,12 +72,14 @@ class Site:
         *,
         ledger: Path | None = None,
         population: str = "patients",
+        approved: str = "",
         noise_seed: int | None = None,
     ) -> None:
         """``folder`` keeps the answers and, for secure sums, ``identity.key`` and ``roster.json``.
 
         ``ledger`` is the hospital's, which all its studies on one ``population`` share; without it, this study
-        keeps one of its own in ``folder``. ``noise_seed`` voids privacy; simulations alone pass it.
+        keeps one of its own in ``folder``. ``approved`` is the digest of the quote that the hospital approved, if
+        it did: other charges are then refused. ``noise_seed`` voids privacy; simulations alone pass it.
         """
         self.plan, self.dataset, self.name = plan, dataset, dataset.quality.site
         self._digest = plan.digest  # taken once: every ticket is held against it
@@ -89,7 +91,7 @@ class Site:
         folder.mkdir(parents=True, exist_ok=True)
         self.answers, self.local = Answers(folder), LocalState(folder)
         self.ledger = Ledger(ledger or folder / "ledger.sqlite", population) if plan.private else None
-        self.folder, self.noise_seed = folder, noise_seed
+        self.folder, self.noise_seed, self.approved = folder, noise_seed, approved
         self._entropy: Entropy = os.urandom
         self._constants: tuple[tuple[float, float], ...] | None = None
         self._private: Mechanism | None = None
@@ -108,9 +110,7 @@ class Site:
             BudgetExceeded: the hospital's ceiling does not admit the plan.
         """
         if self.ledger:
-            charges, rounds = plan_charges(self.plan, len(self.dataset.train)), self.plan.rounds
-            epsilon, delta = self._promise
-            self.ledger.reserve(self._digest, self.plan.study, charges, epsilon=epsilon, delta=delta, rounds=rounds)
+            self.ledger.reserve(plan_cost(self.plan, len(self.dataset.train)), approved=self.approved)
         return ReplyHeader(run="enrol", round=0, site=self.name, layout=self.layout.digest)
 
     def advertise(self, ticket: Ticket) -> Reply:
@@ -276,18 +276,12 @@ class Site:
         return self.secure.mask(ticket, reply) if self.secure else reply
 
     def _commit(self, ticket: Ticket, event: Event) -> None:
-        assert self.ledger is not None  # a private plan has one
-        epsilon, delta = self._promise
-        release = Release(self._digest, ticket.header.run, ticket.header.round, ticket.digest, event)
-        self.ledger.commit(release, epsilon=epsilon, delta=delta)
-
-    @property
-    def _promise(self) -> tuple[float, float]:
-        """Epsilon and delta of a private plan, which has both: plan_rules."""
+        assert self.ledger is not None  # a private plan has them all: plan_rules
         terms = self.plan.privacy
         assert terms.epsilon is not None
         assert terms.delta is not None
-        return terms.epsilon, terms.delta
+        release = Release(self._digest, ticket.header.run, ticket.header.round, ticket.digest, event)
+        self.ledger.commit(release, epsilon=terms.epsilon, delta=terms.delta)
 
     def _bytes(self, count: int) -> bytes:
         return self._entropy(count)

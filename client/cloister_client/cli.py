@@ -6,9 +6,12 @@ from pathlib import Path
 
 import typer
 
+from cloister_client import budget_commands
 from cloister_shared.console import one_core, plain_errors, read_text
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False)
+
+app.add_typer(budget_commands.app, name="budget")
 
 
 @app.callback()

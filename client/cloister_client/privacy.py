@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cloister_client.dataset import Rows
+from cloister_client.ledger import Cost
 from cloister_client.network import Network
-from cloister_shared.budget import Event, calibrate
+from cloister_shared.budget import Event, calibrate, merged
 from cloister_shared.errors import PlanRefused
 from cloister_shared.plan import Privacy, StudyPlan
 from cloister_shared.schema import numbers
@@ -139,17 +140,16 @@ def training_event(plan: StudyPlan, rows: int) -> Event:
     return Event(calibrate(rate, plan.rounds * steps, epsilon, delta, before), rate, steps)
 
 
-def plan_charges(plan: StudyPlan, rows: int) -> tuple[Event, ...]:
-    """All that the whole plan costs a hospital with so many training rows: what it reserves before round 1.
+def plan_cost(plan: StudyPlan, rows: int) -> Cost:
+    """What the whole of a private plan costs a hospital with so many training rows: what it reserves before round 1.
 
     Raises:
         BudgetExceeded: no noise keeps it within the plan's epsilon.
     """
     each = training_event(plan, rows)
-    whole, once = replace(each, steps=plan.rounds * each.steps), None
-    if plan.normalisation.method == "federated":
-        once = statistics_event(plan)
-    return (once, whole) if once else (whole,)
+    once = statistics_event(plan) if plan.normalisation.method == "federated" else None
+    whole = [replace(each, steps=plan.rounds * each.steps), *([once] if once else [])]
+    return Cost(plan.digest, plan.study, tuple(merged(whole)), *_target(plan.privacy), plan.rounds)
 
 
 def statistics_event(plan: StudyPlan) -> Event | None:

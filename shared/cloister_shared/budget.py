@@ -68,6 +68,19 @@ def merged(history: Iterable[Event]) -> list[Event]:
     return sorted(every, key=lambda e: (e.purpose, e.noise_multiplier, e.sample_rate, e.records))
 
 
+def unspent(events: Iterable[Event], spent: Iterable[Event]) -> list[Event]:
+    """What of ``events`` is left after ``spent``, mechanism by mechanism."""
+    gone = {replace(event, steps=0): event.steps for event in merged(spent)}
+    rest = (replace(e, steps=e.steps - gone.get(replace(e, steps=0), 0)) for e in merged(events))
+    return [event for event in rest if event.steps > 0]
+
+
+def covers(events: Iterable[Event], spent: Iterable[Event]) -> bool:
+    """Whether ``events`` hold all that was spent, mechanism by mechanism."""
+    most = {replace(event, steps=0): event.steps for event in merged(events)}
+    return all(event.steps <= most.get(replace(event, steps=0), 0) for event in merged(spent))
+
+
 def epsilon(history: Iterable[Event], delta: float) -> float:
     """Epsilon at ``delta`` of everything in ``history`` together; 0 for nothing."""
     return _epsilon(history, delta, ORDERS)

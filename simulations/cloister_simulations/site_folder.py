@@ -85,9 +85,9 @@ def grant(own: Path, plan: StudyPlan) -> None:
     key, terms = own / "officer.key", plan.privacy
     assert terms.epsilon is not None
     assert terms.delta is not None
-    if "officer" not in officers_of(own):
-        pin_officer(own, "officer", key)
     ledger = Ledger(own / "ledger.sqlite")
+    if "officer" not in officers_of(own):
+        pin_officer(ledger.book, "officer", key)
     ceiling = ledger.ceiling()
     if ceiling is None or (ceiling.epsilon, ceiling.delta) != (terms.epsilon, terms.delta):
         identity = read_identity(key)
