@@ -20,22 +20,22 @@ from cloister_client.answers import Answers, LocalState
 from cloister_client.consent import consent
 from cloister_client.dataset import Dataset, Rows, normalised
 from cloister_client.evaluate import at_a_glance, in_full, risks
-from cloister_client.ledger import Ledger, Release
+from cloister_client.ledger import Cost, Ledger, Release
 from cloister_client.network import Network
 from cloister_client.privacy import (
     Mechanism,
     dp_sgd,
-    evaluation_event,
+    most_records,
     noisy,
     plain,
-    statistics_event,
-    training_event,
+    plan_cost,
     with_its_part,
 )
 from cloister_client.secure import SecureSum
 from cloister_client.statistics import noisy_risks, noisy_statistics
 from cloister_client.train import sgd, train
 from cloister_shared.budget import Event
+from cloister_shared.charges import evaluation_event, in_patients, statistics_event, training_event
 from cloister_shared.envelope import read_identity, read_roster
 from cloister_shared.errors import CloisterError, TicketRefused, UpdateRefused
 from cloister_shared.noise import Entropy, keystream, reproducible
@@ -68,10 +68,22 @@ REFUSED, FAILED = 1001, 1002
 class Site:
     """One hospital in one study: the plan it approved, its rows, its model, and what it must remember."""
 
-    def __init__(self, plan: StudyPlan, dataset: Dataset, folder: Path, *, noise_seed: int | None = None) -> None:
-        """``folder`` keeps the ledger, the answers and, for secure sums, ``identity.key`` and ``roster.json``.
+    def __init__(
+        self,
+        plan: StudyPlan,
+        dataset: Dataset,
+        folder: Path,
+        *,
+        ledger: Path | None = None,
+        population: str = "patients",
+        approved: str = "",
+        noise_seed: int | None = None,
+    ) -> None:
+        """``folder`` keeps the answers and, for secure sums, ``identity.key`` and ``roster.json``.
 
-        ``noise_seed`` voids privacy; simulations alone pass it.
+        ``ledger`` is the hospital's, which all its studies on one ``population`` share; without it, this study
+        keeps one of its own in ``folder``. ``approved`` is the digest of the quote that the hospital approved, if
+        it did: other charges are then refused. ``noise_seed`` voids privacy; simulations alone pass it.
         """
         self.plan, self.dataset, self.name = plan, dataset, dataset.quality.site
         self._digest = plan.digest  # taken once: every ticket is held against it
@@ -82,8 +94,8 @@ class Site:
         self.network = Network(model, task_of(plan), self._vector)
         folder.mkdir(parents=True, exist_ok=True)
         self.answers, self.local = Answers(folder), LocalState(folder)
-        self.ledger = Ledger(folder / "ledger.sqlite") if plan.private else None
-        self.folder, self.noise_seed = folder, noise_seed
+        self.ledger = Ledger(ledger or folder / "ledger.sqlite", population) if plan.private else None
+        self.folder, self.noise_seed, self.approved = folder, noise_seed, approved
         self._entropy: Entropy = keystream()
         self._constants: tuple[tuple[float, float], ...] | None = None
         self._private: Mechanism | None = None
@@ -96,12 +108,15 @@ class Site:
 
     # --- the things a coordinator can ask ---------------------------------------------------------------
     def enrol(self) -> ReplyHeader:
-        """Who this is, and the order of parameters it will speak in.
+        """Who this is, and the order of parameters it will speak in. A private plan's whole cost is reserved first.
 
         Raises:
             ConsentRefused: the hospital's policy does not allow the plan.
+            BudgetExceeded: the hospital's ceiling does not admit the plan.
         """
         consent(self.dataset.policy, self.plan, self.name)
+        if self.ledger:
+            self.ledger.reserve(self._cost, approved=self.approved)
         return ReplyHeader(run="enrol", round=0, site=self.name, layout=self.layout.digest)
 
     def advertise(self, ticket: Ticket) -> Reply:
@@ -142,7 +157,10 @@ class Site:
             found = noisy_risks(rows, risks(self.network, rows), self.plan, event, self._draw_from(ticket))
             return self._reply(ticket, {}, metrics=found)
 
-        return self._once(ticket, work)
+        reply = self._once(ticket, work)
+        if self.ledger:  # the study is over: what it did not spend is free again
+            self.ledger.settle(self._digest)
+        return reply
 
     def judge(self, ticket: Ticket) -> Estimates:
         """What ``evaluate`` says, as this hospital's own people may read it."""
@@ -301,15 +319,14 @@ class Site:
         return self.secure.mask(ticket, reply) if self.secure else reply
 
     def _commit(self, ticket: Ticket, event: Event) -> None:
-        terms = self.plan.privacy
-        assert self.ledger is not None  # a private plan has them all: plan_rules
-        assert terms.epsilon is not None
-        assert terms.delta is not None
-        self.ledger.commit(
-            Release(self._digest, ticket.header.run, ticket.header.round, ticket.digest, event),
-            epsilon=terms.epsilon,
-            delta=terms.delta,
-        )
+        assert self.ledger is not None  # a private plan has one
+        paid = in_patients(event, self.plan, most_records(self.dataset))
+        release = Release(self._digest, ticket.header.run, ticket.header.round, ticket.digest, paid)
+        self.ledger.commit(release, epsilon=self._cost.epsilon, delta=self._cost.delta)
+
+    @cached_property
+    def _cost(self) -> Cost:
+        return plan_cost(self.plan, self.dataset)
 
     def _bytes(self, count: int) -> bytes:
         return self._entropy(count)

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import typer
 
+from cloister_client import budget_commands
 from cloister_shared.console import one_core, plain_errors, read_text
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False)
+
+app.add_typer(budget_commands.app, name="budget")
 
 
 @app.callback()
@@ -36,7 +39,8 @@ def check(plan: Path, site: Path) -> None:
         typer.echo(f"{summary(terms)}\n\n{dataset.quality.page()}")
         typer.echo(f"\n{len(dataset.train)} rows would train and {len(dataset.test)} judge the model.")
         if terms.private:
-            from cloister_client.privacy import Units, training_event
+            from cloister_client.privacy import Units
+            from cloister_shared.charges import training_event
 
             unit = terms.privacy.unit or "record"
             event = training_event(terms, len(Units.of(dataset.train, unit)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,15 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cloister_client.clipping import Clipper
-from cloister_client.dataset import Rows
+from cloister_client.dataset import Dataset, Rows
+from cloister_client.ledger import Cost
 from cloister_client.network import Network
 from cloister_shared import noise
-from cloister_shared.budget import Event, calibrate
+from cloister_shared.budget import Event, epsilon, merged
+from cloister_shared.charges import charges, in_patients, part_of, promise, training_event
 from cloister_shared.errors import PlanRefused
 from cloister_shared.masking import Ring, encoding_of, norm, weight
 from cloister_shared.noise import Entropy
 from cloister_shared.plan import Privacy, StudyPlan
-from cloister_shared.shared_noise import part, rounding_inflation
+from cloister_shared.shared_noise import rounding_inflation
 from cloister_shared.tasks.zoo import Task
 
 Gradient = Callable[[], None]
@@ -133,19 +135,24 @@ def dp_sgd(model: nn.Module, task: Task, rows: Rows, plan: StudyPlan, entropy: E
     return Mechanism(clipper.parameters, gradient, event)
 
 
-def training_event(plan: StudyPlan, units: int) -> Event:
-    """What one round costs a hospital with so many units to train on, beside what else it releases.
+def plan_cost(plan: StudyPlan, dataset: Dataset) -> Cost:
+    """What the whole of a private plan costs a hospital's patients: what is reserved before round 1.
 
     Raises:
-        BudgetExceeded: no noise keeps the whole run within the plan's epsilon.
+        BudgetExceeded: no noise keeps it within the plan's epsilon.
     """
-    epsilon, delta = _target(plan.privacy)
-    before = tuple(event for event in (statistics_event(plan), evaluation_event(plan)) if event)
-    if plan.privacy.unit == "site":  # one release a round, of the whole update
-        return Event(calibrate(1.0, plan.rounds, epsilon, delta, before), 1.0, 1)
-    rate = plan.training.sample_rate or min(1.0, plan.training.batch_size / units)
-    steps = plan.training.local_steps
-    return Event(calibrate(rate, plan.rounds * steps, epsilon, delta, before), rate, steps)
+    target, delta = promise(plan)
+    units = Units.of(dataset.train, plan.privacy.unit or "record")
+    records = most_records(dataset)
+    whole = tuple(merged(in_patients(event, plan, records) for event in charges(plan, len(units))))
+    # A plan in another unit promises its epsilon to that unit; what it costs a patient is another number.
+    limit = target if plan.privacy.unit == "patient" else epsilon(whole, delta)
+    return Cost(plan.digest, plan.study, whole, limit, delta, plan.rounds)
+
+
+def most_records(dataset: Dataset) -> int:
+    """The most rows that one patient has."""
+    return max(int(Units.of(rows, "patient").sizes.max(initial=1)) for rows in (dataset.train, dataset.test))
 
 
 def refuse_running_statistics(model: nn.Module) -> None:
@@ -210,54 +217,8 @@ def with_its_part(update: Vector, plan: StudyPlan, event: Event, sites: int, ent
     return ring, over / update.size
 
 
-# --- what else is released -----------------------------------------------------------------------------------
-def statistics_event(plan: StudyPlan) -> Event | None:
-    """What the sums and counts before round 1 cost, or None if there are none, or no DP.
-
-    They may use ``statistics.epsilon_share`` of epsilon on their own.
-    """
-    if not plan.private or not plan.asks_statistics:
-        return None
-    return _alone(plan, plan.statistics.epsilon_share or 0.1, "statistics")
-
-
-def evaluation_event(plan: StudyPlan) -> Event | None:
-    """What the counts of held-out risks at the end cost, or None if metrics are exact and outside epsilon."""
-    return _alone(plan, share, "evaluation") if (share := plan.evaluation.epsilon_share) else None
-
-
-def _alone(plan: StudyPlan, share: float, purpose: str) -> Event:
-    epsilon, delta = _target(plan.privacy)
-    return Event(calibrate(1.0, 1, epsilon * share, delta), 1.0, 1, purpose=purpose)
-
-
 # --- small things ------------------------------------------------------------------------------------------
-def part_of(plan: StudyPlan, event: Event) -> float:
-    """The noise multiplier of what one hospital adds to a release that costs ``event``."""
-    terms = plan.privacy
-    if not plan.shared_noise or terms.delta is None:
-        return event.noise_multiplier
-    sites = plan.cohort.min_sites
-    return event.noise_multiplier * part(charges(plan), terms.delta, sites, terms.colluding, terms.epsilon_alone)
-
-
-def charges(plan: StudyPlan, units: int = 0) -> tuple[Event, ...]:
-    """Everything that the plan releases of a hospital with so many units, from first to last.
-
-    With a sample_rate, as shared noise has it, the number of units plays no part.
-    """
-    event = training_event(plan, units)
-    whole = replace(event, steps=plan.rounds * event.steps)
-    return tuple(e for e in (statistics_event(plan), whole, evaluation_event(plan)) if e)
-
-
 def _clip_norm(terms: Privacy) -> float:
     if terms.clip_norm is None:
         raise PlanRefused("DP-SGD needs clip_norm.", mend="Add it under privacy.")
     return terms.clip_norm
-
-
-def _target(terms: Privacy) -> tuple[float, float]:
-    if terms.epsilon is None or terms.delta is None:
-        raise PlanRefused("Differential privacy needs epsilon and delta.", mend="Add them under privacy.")
-    return terms.epsilon, terms.delta

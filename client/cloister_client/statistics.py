@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloister_client.dataset import Rows
-from cloister_client.privacy import part_of, statistics_event
 from cloister_shared import noise, tally
 from cloister_shared.budget import Event
+from cloister_shared.charges import part_of, statistics_event
 from cloister_shared.noise import Entropy
 from cloister_shared.plan import StudyPlan
 from cloister_shared.schema import columns, numbers
@@ -87,4 +87,4 @@ def _weights(rows: Rows, plan: StudyPlan) -> Vector:
     if plan.privacy.unit != "patient":
         return np.ones(len(rows))
     _, whose, counts = np.unique(rows.patients, return_inverse=True, return_counts=True)
-    return (1.0 / counts[whose]).astype(np.float64)
+    return np.reciprocal(counts[whose], dtype=np.float64)

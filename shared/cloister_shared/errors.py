@@ -7,8 +7,8 @@
       + ConsentRefused   against a hospital's policy
       + CohortTooSmall   fewer than the minimum     + CheckpointBroken  saved state cannot be read
       + TicketRefused    not what was approved      + KeyBroken         a key or roster cannot be used
-      + EnvelopeRefused  signed by another, or not
-      + UpdateRefused    may not leave the hospital
+      + EnvelopeRefused  signed by another, or not    + LedgerBroken      the budget's record is not whole
+      + UpdateRefused    may not leave the hospital   + AuditBroken       the audit log is not as written
       + BudgetExceeded   epsilon would pass its cap
 
 Each message is a whole sentence that says what was wrong and where, then the mend. None ever holds a value
@@ -75,9 +75,10 @@ class UpdateRefused(Refusal):
 
 
 class BudgetExceeded(Refusal):
-    """The mechanism asked for would take epsilon past what the plan allows."""
+    """The mechanism asked for would take epsilon past what the plan, or the hospital's own ceiling, allows."""
 
     mend = "Lower rounds, local_steps or batch_size, or raise the plan's epsilon and have it approved again."
+    abroad = "The hospital cannot stay within its privacy budget; its own log says why."
 
 
 class QuorumLost(Fault):
@@ -98,3 +99,16 @@ class KeyBroken(Fault):
     """A signing key or a roster of pinned keys is missing, damaged, or open to others."""
 
     abroad = "A key at the hospital cannot be used; its own log says which."
+
+
+class LedgerBroken(Fault):
+    """The privacy ledger cannot be read, or is not the one that the audit log speaks of."""
+
+    mend = "Restore ledger.sqlite and the audit log beside it from the same backup."
+    abroad = "The hospital's privacy ledger cannot be used; its own log says why."
+
+
+class AuditBroken(Fault):
+    """The audit log was changed, or ends in what was never appended."""
+
+    abroad = "The hospital's audit log cannot be used; its own log says why."

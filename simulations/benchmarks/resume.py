@@ -29,9 +29,9 @@ from figures import Figure, in_fresh_process, progress
 from cloister_client.connectors.table import open_table
 from cloister_client.dataset import Dataset, load_dataset
 from cloister_client.ledger import Ledger
-from cloister_client.privacy import training_event
 from cloister_server.store import Store
 from cloister_shared import budget
+from cloister_shared.charges import training_event
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend
 from cloister_simulations.federation import Arm, Options, plan_for, run_federated

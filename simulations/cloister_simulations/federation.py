@@ -234,8 +234,8 @@ def run_federated(
     if not options.resume:
         _clear(folder)
     store, ended = Store(folder), list[Finished]()
-    if plan.aggregation.secure_sum:
-        enrol_all(folder, list(datasets))
+    if plan.aggregation.secure_sum or plan.private:
+        enrol_all(folder, list(datasets), plan)
     reproducible = folder / "noise-is-reproducible"  # a file, so that a run resumed without the seed still says so
     if plan.private and options.noise_seed is not None:
         reproducible.touch()

@@ -11,8 +11,10 @@ import pandas as pd
 import yaml
 from numpy.typing import NDArray
 
+from cloister_client.ceilings import officers_of, pin_officer
+from cloister_client.ledger import Ledger
 from cloister_shared.envelope import new_identity, read_identity, save_roster
-from cloister_shared.plan import Mechanism
+from cloister_shared.plan import Mechanism, StudyPlan
 
 Units = dict[str, str | dict[str, str | float]]
 
@@ -62,14 +64,34 @@ def apportion(total: int, weights: NDArray[np.floating]) -> list[int]:
     return whole.tolist()
 
 
-def enrol_all(folder: Path, names: Sequence[str]) -> None:
-    """What enrolment leaves behind: each hospital's own key, and everybody's public keys pinned by everybody."""
+def enrol_all(folder: Path, names: Sequence[str], plan: StudyPlan | None = None) -> None:
+    """What enrolment leaves behind: each hospital's own key, and everybody's public keys pinned by everybody.
+
+    For a private ``plan`` also a budget: an officer at each hospital, and a ceiling that is the plan's epsilon.
+    """
     roster: dict[str, str] = {}
     for name in names:
         own = folder / "sites" / name
         own.mkdir(parents=True, exist_ok=True)
         path = own / "identity.key"
         roster[name] = (read_identity(path) if path.exists() else new_identity(path)).public
+        if plan and plan.private:
+            grant(own, plan)
     for place in (folder, *(folder / "sites" / name for name in names)):
         if not (place / "roster.json").exists():
             save_roster(place / "roster.json", roster)
+
+
+def grant(own: Path, plan: StudyPlan) -> None:
+    """A hospital that lets its patients' privacy be spent on one plan, and on no more."""
+    key, terms = own / "officer.key", plan.privacy
+    assert terms.epsilon is not None
+    assert terms.delta is not None
+    ledger = Ledger(own / "ledger.sqlite")
+    if "officer" not in officers_of(own):
+        pin_officer(ledger.book, "officer", key)
+    ceiling = ledger.ceiling()
+    if ceiling is None or (ceiling.epsilon, ceiling.delta) != (terms.epsilon, terms.delta):
+        identity = read_identity(key)
+        ledger.set_ceiling(terms.epsilon, terms.delta, officer="officer", identity=identity, reason="a simulation")
+    ledger.close()

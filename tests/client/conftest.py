@@ -15,6 +15,7 @@ from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend, read_plan
 from cloister_shared.schema import columns
 from cloister_shared.wire import Ticket, TicketHeader
+from cloister_simulations.site_folder import grant
 
 PLAN = """\
 study: three-numbers
@@ -78,7 +79,13 @@ def open_site(tmp_path: Path) -> Callable[..., Site]:
         train = some_rows() if train is None else train
         test = some_rows(20, seed=9) if test is None else test
         dataset = Dataset(columns(plan.table), train, test, QualityReport("st-marys", len(train), []), ANY)
-        return Site(plan, dataset, tmp_path / folder, noise_seed=noise_seed)
+        if plan.private:
+            (tmp_path / folder).mkdir(exist_ok=True)
+            grant(tmp_path / folder, plan)
+        site = Site(plan, dataset, tmp_path / folder, noise_seed=noise_seed)
+        if plan.private:
+            site.enrol()
+        return site
 
     return opened
 

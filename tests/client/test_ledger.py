@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from cloister_client.ledger import Ledger, Release
+from cloister_client.ceilings import officers_of, pin_officer
+from cloister_client.ledger import Cost, Ledger, Release
 from cloister_shared import budget
-from cloister_shared.budget import Event
+from cloister_shared.budget import Event, merged
+from cloister_shared.envelope import read_identity
 from cloister_shared.errors import BudgetExceeded, CloisterError, TicketRefused
 
 EVENT = Event(noise_multiplier=10.0, sample_rate=1.0, steps=2)
@@ -18,9 +20,33 @@ DELTA = 1e-5
 ONE, TWO, THREE = (budget.epsilon([EVENT] * rounds, DELTA) for rounds in (1, 2, 3))
 
 
+CHARGES = [Event(10.0, 1.0, 6), Event(10.0, 1.0, 2, purpose="statistics"), Event(20.0, 1.0, 1, purpose="statistics")]
+"""What plan-1 has reserved: more than any of these tests spends, so that the plan's own epsilon is the end."""
+
+
+def opened(folder: Path, epsilon: float | None = 4.0, population: str = "patients") -> Path:
+    """A hospital's folder with an officer, and a ceiling if there is an ``epsilon``; the ledger's path."""
+    folder.mkdir(exist_ok=True)
+    ledger = Ledger(folder / "ledger.sqlite", population)
+    if "ada" not in officers_of(folder):
+        pin_officer(ledger.book, "ada", folder / "ada.key")
+    if epsilon:
+        ledger.set_ceiling(epsilon, DELTA, officer="ada", identity=read_identity(folder / "ada.key"))
+    ledger.close()
+    return folder / "ledger.sqlite"
+
+
+def reserve(ledger: Ledger, plan: str = "plan-1", charges: list[Event] = CHARGES, epsilon: float = 4.0) -> None:
+    ledger.reserve(Cost(plan, f"study of {plan}", tuple(merged(charges)), epsilon, DELTA, rounds=3))
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "ledger.sqlite"
+    path = opened(tmp_path)
+    ledger = Ledger(path)
+    reserve(ledger)
+    ledger.close()
+    return path
 
 
 def commit(ledger: Ledger, number: int = 1, ticket: str = "t1", event: Event = EVENT, epsilon: float = 3.0) -> None:
@@ -50,8 +76,8 @@ def test_a_commitment_outlives_its_handle(path):
 def test_the_file_is_flushed_at_every_commitment(path):
     """synchronous = FULL with a write-ahead log: SQLite calls fsync before a commit returns."""
     ledger = Ledger(path)
-    assert ledger._database.execute("PRAGMA synchronous").fetchone() == (2,)
-    assert ledger._database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert ledger.book.database.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert ledger.book.database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def test_a_process_killed_right_after_a_commitment_has_spent_it(path):

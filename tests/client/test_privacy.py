@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
 
-from cloister_client import privacy
 from cloister_client.dataset import Rows
 from cloister_client.privacy import Units, dp_sgd, noisy, refuse_running_statistics, with_its_part
+from cloister_shared import charges
 from cloister_shared.budget import epsilon
 from cloister_shared.errors import PlanRefused
 from cloister_shared.noise import Entropy, reproducible
@@ -33,7 +33,7 @@ MLP = {"name": "tabular", "model": "mlp", "hidden": [5], "norm": "layer"}
 @pytest.fixture
 def no_noise(monkeypatch: pytest.MonkeyPatch):
     """Noise so small that a gradient can be compared with its definition."""
-    monkeypatch.setattr(privacy, "calibrate", lambda *_: 1e-12)
+    monkeypatch.setattr(charges, "calibrate", lambda *_: 1e-12)
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_noise_is_what_the_event_says(dp_plan, rows, recorder):
 
 
 def test_an_empty_draw_releases_noise_all_the_same(monkeypatch, dp_plan, rows, recorder):
-    monkeypatch.setattr(privacy, "calibrate", lambda *_: 2.0)
+    monkeypatch.setattr(charges, "calibrate", lambda *_: 2.0)
     plan = dp_plan(training={"batch_size": 1})
     model, task = nn.Linear(3, 250), recorder()
     mechanism = dp_sgd(model, task, rows(), plan, seeded(3))
@@ -282,7 +282,7 @@ def test_a_sum_over_a_patients_records_is_clipped_too(no_noise, by_patient, rows
 def test_epsilon_does_not_depend_on_records_a_patient(by_patient, rows, times):
     plan, some = by_patient(), repeated(rows(), times)
     event = dp_sgd(nn.Linear(3, 1), tabular, some, plan, seeded()).event
-    assert event == privacy.training_event(plan, 24)
+    assert event == charges.training_event(plan, 24)
 
 
 def test_patients_are_drawn_whole(no_noise, by_patient, rows, recorder):
@@ -317,7 +317,7 @@ def test_units_give_back_all_rows_of_whom_they_are_asked(patients, data):
 # --- a whole hospital --------------------------------------------------------------------------------------
 def test_an_update_under_site_level_privacy_is_clipped_and_noised(plan_with):
     plan = plan_with(privacy=DP | {"unit": "site", "clip_norm": 2.0})
-    event = privacy.training_event(plan, 24)
+    event = charges.training_event(plan, 24)
     assert (event.sample_rate, event.steps) == (1.0, 1)
     assert epsilon([event] * plan.rounds, 1e-5) == pytest.approx(3.0, rel=5e-3)
     update = np.full(40_000, 5.0, np.float32)
@@ -344,7 +344,7 @@ def shared_plan(plan_with) -> Callable[..., StudyPlan]:
 
 def noise_of(plan: StudyPlan, sites: int) -> NDArray[np.float64]:
     """What one hospital of so many adds to a flat update, in units of the mean's own step."""
-    event = privacy.training_event(plan, 24)
+    event = charges.training_event(plan, 24)
     ring, over = with_its_part(np.zeros(50_000, np.float32), plan, event, sites, seeded(7))
     assert over == 0
     step = plan.training.learning_rate * CLIP / plan.training.batch_size * 2.0**plan.fraction_bits / sites
@@ -360,8 +360,8 @@ def test_each_hospital_adds_its_part_of_the_quorums_noise(shared_plan, sites):
 
 def test_the_floor_keeps_epsilon_against_all_others(shared_plan):
     plan = shared_plan(epsilon_alone=4.0)
-    event = privacy.training_event(plan, 24)
-    own = privacy.part_of(plan, event)
+    event = charges.training_event(plan, 24)
+    own = charges.part_of(plan, event)
     assert own > event.noise_multiplier / 3
     assert epsilon([replace(event, noise_multiplier=own)] * plan.rounds, 1e-5) == pytest.approx(4.0, rel=5e-3)
 
@@ -374,7 +374,7 @@ def test_the_step_alone_has_no_noise(shared_plan, rows):
 
 
 def test_noise_that_does_not_fit_is_refused(shared_plan):
-    event = privacy.training_event(shared_plan(), 24)
+    event = charges.training_event(shared_plan(), 24)
     coarse = amend(shared_plan(), aggregation={"bits": 16})
     with pytest.raises(PlanRefused, match="too coarse to be trusted"):
         with_its_part(np.zeros(5, np.float32), coarse, event, 9, seeded())

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloister_client import privacy, statistics
+from cloister_client import statistics
 from cloister_client.dataset import Rows
 from cloister_client.statistics import noisy_risks, noisy_statistics
-from cloister_shared import tally
+from cloister_shared import charges, tally
 from cloister_shared.budget import epsilon
 from cloister_shared.noise import reproducible
 from cloister_shared.plan import StudyPlan
@@ -82,7 +82,7 @@ def test_histograms_count_every_row_once_a_feature(plan_with, rows):
 def test_noise_is_what_the_event_says(plan_with, rows, histograms):
     share = {"statistics": {"epsilon_share": 0.2, "histograms": histograms}}
     plan = plan_with(dp=True, normalisation=FEDERATED, **share)
-    event = privacy.statistics_event(plan)
+    event = charges.statistics_event(plan)
     assert event is not None
     assert (event.sample_rate, event.steps, event.purpose) == (1.0, 1, "statistics")
     assert epsilon([event], 1e-5) == pytest.approx(0.2 * 3.0, rel=5e-3)
@@ -96,7 +96,7 @@ def test_noise_is_what_the_event_says(plan_with, rows, histograms):
 
 def test_risks_count_held_out_patients_by_outcome(plan_with, rows):
     plan = plan_with(dp=True, evaluation={"epsilon_share": 0.3})
-    event = privacy.evaluation_event(plan)
+    event = charges.evaluation_event(plan)
     assert event is not None
     assert epsilon([event], 1e-5) == pytest.approx(0.9, rel=5e-3)
     some, risks = rows(30), np.linspace(0, 1, 30)
@@ -110,7 +110,7 @@ def test_risks_count_held_out_patients_by_outcome(plan_with, rows):
 
 def test_statistics_evaluation_and_training_share_one_epsilon(plan_with):
     plan = plan_with(dp=True, normalisation=FEDERATED, evaluation={"epsilon_share": 0.2})
-    together = epsilon(privacy.charges(plan, 24), 1e-5)
+    together = epsilon(charges.charges(plan, 24), 1e-5)
     assert 0.995 * 3.0 < together <= 3.0
-    alone = privacy.training_event(plan_with(dp=True), 24).noise_multiplier
-    assert privacy.training_event(plan, 24).noise_multiplier > alone
+    alone = charges.training_event(plan_with(dp=True), 24).noise_multiplier
+    assert charges.training_event(plan, 24).noise_multiplier > alone

@@ -62,7 +62,7 @@ def test_epsilon_is_opacus(rate, noise, steps, delta, _):
     """
     from opacus.accountants import RDPAccountant
 
-    orders = list(budget._orders())
+    orders = list(budget.ORDERS)
     opacus = RDPAccountant()
     opacus.history = [(noise, rate, steps)]
     history = [Event(noise, rate, steps)]

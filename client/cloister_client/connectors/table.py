@@ -1,6 +1,7 @@
 """Connector ``table``: one CSV or Parquet file of the hospital, described by its ``site.yaml``.
 
     site: st-marys
+    population: patients               # whose privacy budget studies on this table are paid from
     policy:
       min_cohort: 3                    # the fewest hospitals in a sum that this one helps to open
       mechanisms: [site, shared]       # of privacy; none must be named to be accepted
@@ -70,6 +71,8 @@ class SiteFile(_Terms):
     """``site.yaml``: who this hospital is and where its records are. It never leaves the hospital."""
 
     site: Slug
+    population: Slug = "patients"
+    """Of whom the rows are: studies on the same patients share one privacy budget."""
     policy: PolicyTerms = PolicyTerms()
     table: TableFile
 

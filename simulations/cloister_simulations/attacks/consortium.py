@@ -72,7 +72,7 @@ class Consortium:
     def __init__(self, folder: Path, **changes: Any) -> None:
         """``changes`` amend the plan."""
         self.plan, self.folder = amend(read_plan(PLAN), **changes), folder
-        enrol_all(folder, HOSPITALS)
+        enrol_all(folder, HOSPITALS, self.plan)
         self.sites = {site: self.opened(site) for site in HOSPITALS}
         self.tamper: Callable[[str, Reply], Reply] | None = None
         """What a hostile hospital makes of its reply to a kind of message."""
