@@ -50,6 +50,24 @@ class Size:
     steps: int = 500
 
 
+class FrozenNorm(nn.Module):
+    """BatchNorm that normalises by what it has counted so far, and goes on counting: no gradient shows that it does."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(features, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape."""
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        if mean is None or variance is None:
+            raise RuntimeError("BatchNorm keeps no statistics here, so nothing can leak from it.")
+        normed = nn.functional.batch_norm(x, mean.clone(), variance.clone())
+        if self.training and len(x) > 1:
+            self.norm(x)
+        return normed
+
+
 class CanaryModel(nn.Module):
     """A perceptron plus a linear layer on the one-hot canary column. Notes the numbers of the rows that it is shown.
 
@@ -59,7 +77,7 @@ class CanaryModel(nn.Module):
     def __init__(self, canaries: int, norm: bool = False) -> None:
         super().__init__()
         self.canaries = canaries
-        first = [nn.BatchNorm1d(FEATURES, affine=False)] if norm else []
+        first = [FrozenNorm(FEATURES)] if norm else []
         self.net = nn.Sequential(*first, nn.Linear(FEATURES, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
         self.canary = nn.Linear(canaries, 1, bias=False)
         nn.init.zeros_(self.canary.weight)
@@ -72,6 +90,14 @@ class CanaryModel(nn.Module):
         column = torch.where(finite, x[:, 1], float(self.canaries)).long()
         hot = torch.zeros(len(x), self.canaries + 1).scatter_(1, column[:, None], SCALE)
         return self.net(x[:, 2:]) + self.canary(hot[:, : self.canaries])
+
+    def shown(self, rows: int) -> NDArray[np.int64]:
+        """How often each of the rows was in a batch since ``seen`` was cleared, [rows].
+
+        A mechanism may pass a batch in parts, or some of its rows again to try the model; so the most often that a
+        row was in any one pass counts.
+        """
+        return np.max([np.bincount(batch, minlength=rows) for batch in self.seen] or np.zeros((1, rows), int), axis=0)
 
     def reach(self) -> float:
         """The norm of a canary's gradient before it is clipped, at the present weights."""
@@ -162,7 +188,7 @@ def observe(
     for step in range(size.steps):
         reach = min(reach, model.reach() / CLIP)
         sums[step] = take_step(model, mechanism) * (plan.training.batch_size / CLIP)
-        np.add.at(counts[step], np.concatenate(model.seen or [np.empty(0, np.int64)]), 1)
+        counts[step] = model.shown(len(rows))
         done = step + 1
         notice(done)
         if done >= _LEAST_STEPS and time.monotonic() > until:
@@ -200,7 +226,7 @@ def batch_sizes(
     sizes = np.zeros(steps, dtype=np.int64)
     for step in range(steps):
         take_step(model, mechanism)
-        sizes[step] = sum(map(len, model.seen))
+        sizes[step] = model.shown(rows).sum()
     return sizes
 
 
