@@ -43,7 +43,7 @@ class Size:
 
     rows: int = 4000
     canaries: int = 4000
-    """Those that are rows; the rest of the rows are ordinary."""
+    """Directions, one for each canary. The rows that are not canaries are ordinary."""
     coins: int = 2000
     """Canaries that are rows only if a coin says so; the one-run audit guesses these coins."""
     batch_size: int = 200

@@ -1,4 +1,4 @@
-"""Whether the mechanism does what its event says, line by line. A line fails by chance once in 10,000 audits."""
+"""Whether the mechanism does what its event says, line by line. Each fails by chance once in 10,000 audits at most."""
 
 from __future__ import annotations
 
