@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import typer.core
 
-from cloister_shared.console import one_core, plain_errors
+from cloister_shared.console import REFUSED, one_core, plain_errors
 from cloister_shared.errors import PlanRefused, Refusal
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ app = typer.Typer(
 
 ARMS = ("pooled", "alone", "federated", "private")
 ATTACKS = ("secure-sum",)
+PLANTS = ("noise", "twice", "shuffled", "batchnorm")  # as mechanism.Plant names them
 SUCCEEDED = 3
 """Exit code of an attack suite of which one attack got through."""
 ENGINES = ("in-process", "ray")  # as engines.ENGINES names them; that module takes seconds to import
@@ -140,6 +141,28 @@ def attack(
         _attack("json" if json else "markdown" if markdown else "table")
 
 
+@app.command()
+def audit(
+    epsilon: Annotated[
+        list[float] | None, typer.Option(metavar="E", help="A claim to audit; may be repeated.  [default: 2 and 8]")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Time for all claims together.")] = 60,
+    plant: Annotated[
+        str | None, typer.Option(metavar="BUG", help=f"Plant a bug that must be caught: {', '.join(PLANTS)}.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Bound epsilon from below by what the real optimiser releases of canaries. Exits with 1 unless all is well."""
+    with plain_errors():
+        one_core()
+        _one_of("plant", (plant,) if plant else (), PLANTS)
+        for claim in epsilon or ():
+            if not 0.01 <= claim <= 100:
+                raise PlanRefused(f"--epsilon {claim:g} cannot be audited.", mend="Write a number from 0.01 to 100.")
+        _hush()
+        _audit(tuple(epsilon or (2.0, 8.0)), plant, seconds, json)
+
+
 def main() -> None:
     """The program."""
     app()
@@ -181,6 +204,28 @@ def _attack(form: str) -> None:
         )
     if succeeded:
         raise typer.Exit(SUCCEEDED)
+
+
+# --- auditing ----------------------------------------------------------------------------------------------
+def _audit(epsilons: Sequence[float], plant: str | None, seconds: float, as_json: bool) -> None:
+    import json
+
+    from rich.console import Console
+
+    from cloister_simulations.audit import told
+    from cloister_simulations.audit.mechanism import Plant
+
+    found = told.watched(epsilons, Plant(plant) if plant else None, seconds)
+    if as_json:
+        typer.echo(json.dumps([one.as_json() for one in found], indent=1, ensure_ascii=False))
+    else:
+        console = Console(highlight=False)
+        if not console.is_terminal and "COLUMNS" not in os.environ:
+            console = Console(highlight=False, width=_WIDTH)
+        for part in (*told.tables(found), *told.sentences(found)):
+            console.print(part)
+    if any(one.verdict != "holds" for one in found):
+        raise typer.Exit(REFUSED)
 
 
 # --- running -----------------------------------------------------------------------------------------------
