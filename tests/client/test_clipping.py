@@ -392,6 +392,19 @@ def test_no_unit_adds_more_than_clip_norm(owners: list[int], clip_norm: float, p
     assert all(one.abs().max() < 1e-4 * clip_norm for one in whole)
 
 
+@pytest.mark.parametrize("gap", [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 0.0])
+def test_positions_that_cancel_do_not_slip_through_the_clip(gap: float) -> None:
+    """Ghost norms in single precision said 0 of a gradient that was then added whole, at 37 times clip_norm."""
+    torch.manual_seed(0)
+    model = Fn(lambda net, x: (net.layer(x)[:, 0] - net.layer(x)[:, 1]).sum(1) * 1e4, layer=nn.Linear(40, 30))
+    clipper = Clipper(model, lambda output, _: output.mean(), 1.0)
+    x = torch.randn(16, 1, 40).repeat(1, 2, 1)
+    x[:, 1] += gap * torch.randn(16, 40)
+    for one in x.split(1):
+        clipper.add(one, one, torch.zeros(1, dtype=torch.int64), 1)
+        assert torch.cat([part.double().flatten() for part in clipper.take()]).norm() < 1.001
+
+
 def test_the_model_is_left_as_it_was() -> None:
     model, x, y = made("attention")
     before = {name: dict(vars(layer)) for name, layer in model.named_modules()}
