@@ -22,6 +22,9 @@ from cloister_shared.errors import PlanRefused
 
 Made = Callable[..., list[Use]]
 
+_LEAF: type = type(get_gradient_edge(torch.zeros((), requires_grad=True)).node)
+"""Where autograd leaves a parameter's gradient."""
+
 
 @dataclass
 class Tape:
@@ -78,10 +81,11 @@ class Tape:
             if node is None or node in seen:
                 continue
             seen.add(node)
-            if getattr(node, "variable", None) in self.place:
-                return True
             if node in self.sources:
                 ahead.append(self.sources[node])
+            elif isinstance(node, _LEAF):
+                if getattr(node, "variable") in self.place:  # noqa: B009 (a leaf's node has it, Node's type has not)
+                    return True
             else:
                 ahead.extend(before for before, _ in node.next_functions)
         return False
@@ -406,7 +410,7 @@ RULES: dict[type[nn.Module], Rule] = {
 }
 
 
-_NAMES = re.compile(r"(weight|bias)(_[ih]h_l\d+(_reverse)?)?|in_proj_(weight|bias)|[qkv]_proj_weight")
+_NAMES = re.compile(r"(weight|bias)(_[ih][hr]_l\d+(_reverse)?)?|in_proj_(weight|bias)|[qkv]_proj_weight|bias_[kv]")
 
 
 def rule(layer: nn.Module) -> Rule | None:

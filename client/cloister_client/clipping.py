@@ -87,7 +87,6 @@ class Clipper:
         else:
             self._uses = self._booked
 
-    @torch.no_grad()
     def add(self, x: Tensor, y: Tensor, units: Tensor, count: int) -> Tensor:
         """Add the clipped gradients of ``count`` units to the sums; their norms before the clip, [count].
 
@@ -97,17 +96,18 @@ class Clipper:
         Raises:
             PlanRefused: the model or the loss mixes records, so that no clip bounds what one of them does.
         """
-        if len(x) > 1 and not self._probed:
-            self._probe(x[:PROBED], y[:PROBED])
-            self._probed = True
-        if self._at_once is None or len(x) <= self._at_once:
-            return self._add(x, y, units, count)
-        norms = self.parameters[0].new_zeros(count)
-        for some, records in _parts(units, count, self._at_once):
-            place = units.new_zeros(count)
-            place[some] = torch.arange(len(some), device=units.device)
-            norms[some] = self._add(x[records], y[records], place[units[records]], len(some))
-        return norms
+        with torch.no_grad():
+            if len(x) > 1 and not self._probed:
+                self._probe(x[:PROBED], y[:PROBED])
+                self._probed = True
+            if self._at_once is None or len(x) <= self._at_once:
+                return self._add(x, y, units, count)
+            norms = torch.zeros(count, device=units.device)
+            for some, records in _parts(units, count, self._at_once):
+                place = units.new_zeros(count)
+                place[some] = torch.arange(len(some), device=units.device)
+                norms[some] = self._add(x[records], y[records], place[units[records]], len(some))
+            return norms
 
     def take(self) -> list[Tensor]:
         """The sums, one for each of ``parameters``, and begin anew from zero."""
@@ -208,15 +208,22 @@ def _opacus(model: nn.Module, place: dict[nn.Parameter, int]) -> Callable[[Tenso
 
     def uses(x: Tensor, objective: Objective) -> list[Use]:
         before = [parameter.grad for parameter in place]
+        for parameter in place:
+            parameter.grad = None
         hooked.enable_hooks()
         try:
             with torch.enable_grad():
                 objective(hooked(x)).backward()
             found: list[Use] = []
             for parameter, at in place.items():
-                each = getattr(parameter, "grad_sample", None)
-                if each is not None:
+                each: Tensor | None = getattr(parameter, "grad_sample", None)
+                if each is not None and len(each) == len(x):
                     found.append(Direct(at, parameter.shape, each))
+                if parameter.grad is not None and not _adds_up(each, parameter.grad):
+                    raise PlanRefused(
+                        "Opacus does not see every use of a layer's parameters, so no clip bounds them.",
+                        mend="Use layers of torch.nn, each called as a layer.",
+                    )
             return found
         finally:
             hooked.disable_hooks()
@@ -224,3 +231,11 @@ def _opacus(model: nn.Module, place: dict[nn.Parameter, int]) -> Callable[[Tenso
                 parameter.grad, parameter.grad_sample = grad, None  # type: ignore[attr-defined]
 
     return uses
+
+
+def _adds_up(each: Tensor | None, whole: Tensor) -> bool:
+    """Whether the records' gradients make the batch's; what is not finite is nobody's proof."""
+    if each is None:
+        return not whole.any()
+    off = (each.sum(0) - whole).norm()
+    return bool(off <= 1e-3 * each.flatten(1).norm(dim=1).sum() + 1e-12) or not bool(off.isfinite())

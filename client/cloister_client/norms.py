@@ -24,6 +24,9 @@ from torch.nn import functional
 AT_ONCE = 2**20
 """Unfolded numbers of a convolution at a time: what fits a core's cache is also what does not show in memory."""
 
+ROUNDING = 2.0**-21
+"""Of the square of all lengths added up: what rounding may take from a squared norm made of Gram matrices."""
+
 Found = list[tuple[int, Tensor]]
 """Tensors with the parameters that they are gradients of, by position."""
 
@@ -104,12 +107,16 @@ def _squared(rows: Tensor) -> Tensor:
 
 
 def _gram_square(left: Tensor, right: Tensor, ones: int) -> Tensor:
-    """‖Σ_t left_t ⊗ right_t‖² of each [n, T, ·], where left has ``ones`` more columns of ones."""
-    mine = torch.bmm(left, left.mT)
+    """‖Σ_t left_t ⊗ right_t‖² of each [n, T, ·], where left has ``ones`` more columns of ones; never too little.
+
+    Where positions cancel, rounding could leave a norm far too small, even zero, and the clip would bound nothing.
+    What single precision can hide is therefore added: ROUNDING times (Σ_t ‖left_t‖ ‖right_t‖)².
+    """
+    mine, other = torch.bmm(left, left.mT), torch.bmm(right, right.mT)
     if ones:
         mine += ones
-    # Rounding may leave a vanishing norm below zero.
-    return torch.linalg.vecdot(mine.flatten(1), torch.bmm(right, right.mT).flatten(1)).clamp_(min=0)
+    most = (mine.diagonal(dim1=1, dim2=2) * other.diagonal(dim1=1, dim2=2)).sqrt_().sum(1).square_()
+    return torch.linalg.vecdot(mine.flatten(1), other.flatten(1)).clamp_(min=0).add_(most, alpha=ROUNDING)
 
 
 @dataclass(eq=False)
