@@ -24,7 +24,7 @@ def plan(tmp_path: Path) -> Path:
 def test_a_coordinator_reads_what_a_plan_promises(plan):
     done = CliRunner().invoke(coordinator, ["check", str(plan)])
     assert done.exit_code == 0
-    assert "record-level, epsilon 3 at delta 1e-05" in done.output
+    assert "patient-level, epsilon 3 at delta 1e-05" in done.output
     assert "on: the coordinator sees only the sum" in done.output
 
 

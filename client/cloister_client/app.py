@@ -24,6 +24,7 @@ from cloister_client.ledger import Cost, Ledger, Release
 from cloister_client.network import Network
 from cloister_client.privacy import (
     Mechanism,
+    Units,
     dp_sgd,
     most_records,
     noisy,
@@ -247,9 +248,10 @@ class Site:
             return self._plain(rows, ticket)
         self._entropy = self._draw_from(ticket)
         if self.plan.privacy.unit == "site":  # the noise is on the update, not on its steps
-            return replace(self._plain(rows, ticket), event=training_event(self.plan, len(rows)))
+            return replace(self._plain(rows, ticket), event=training_event(self.plan, 1))
         if self._private is None:
-            self._private = dp_sgd(self.network.model, self.network.task, rows, self.plan, self._bytes)
+            event = training_event(self.plan, len(Units.of(rows, self.plan.privacy.unit or "record")))
+            self._private = dp_sgd(self.network.model, self.network.task, rows, self.plan, event, self._bytes)
         return self._private
 
     def _plain(self, rows: Rows, ticket: Ticket) -> Mechanism:
@@ -315,7 +317,11 @@ class Site:
             reply = self.answers.find(ticket.header.run, digest)
             if reply is None:
                 reply = work()
-                self.answers.save(digest, reply)
+                with self.answers.saving(digest, reply):
+                    return self._masked(ticket, reply)
+        return self._masked(ticket, reply)
+
+    def _masked(self, ticket: Ticket, reply: Reply) -> Reply:
         return self.secure.mask(ticket, reply) if self.secure else reply
 
     def _commit(self, ticket: Ticket, event: Event) -> None:

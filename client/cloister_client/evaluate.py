@@ -34,11 +34,11 @@ def enough(outcomes: Sequence[float] | NDArray[np.float64], terms: Evaluation) -
 
 def at_a_glance(network: Network, rows: Rows, terms: Evaluation) -> dict[str, float | None]:
     """Loss and AUROC of the incoming model, cheap enough for every round; empty if counts are too small."""
-    outcomes = rows.y.numpy()
+    _, outcomes = rows.arrays
     if not enough(outcomes, terms):
         return {}
     said = network.output(rows.x)
-    value = network.loss(said, rows.y)
+    value = network.loss(said, outcomes)
     return {"loss": value if math.isfinite(value) else None, "auroc": auroc(outcomes, _told(network, said))}
 
 

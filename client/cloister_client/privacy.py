@@ -23,7 +23,7 @@ from cloister_client.ledger import Cost
 from cloister_client.network import Network
 from cloister_shared import noise
 from cloister_shared.budget import Event, epsilon, merged
-from cloister_shared.charges import charges, in_patients, part_of, promise, training_event
+from cloister_shared.charges import charges, in_patients, part_of, promise
 from cloister_shared.errors import PlanRefused
 from cloister_shared.masking import Ring, encoding_of, norm, weight
 from cloister_shared.noise import Entropy
@@ -103,8 +103,8 @@ def _epochs(rows: int, batch_size: int, generator: torch.Generator) -> Iterator[
 
 
 # --- a step ------------------------------------------------------------------------------------------------
-def dp_sgd(model: nn.Module, task: Task, rows: Rows, plan: StudyPlan, entropy: Entropy) -> Mechanism:
-    """DP-SGD whose noise is calibrated so that the whole run meets the plan's epsilon, never more.
+def dp_sgd(model: nn.Module, task: Task, rows: Rows, plan: StudyPlan, event: Event, entropy: Entropy) -> Mechanism:
+    """DP-SGD with the noise and the sample rate of ``event``, which is what a round of it costs.
 
     Each unit enters a step with all its rows by a draw of its own, and is clipped once; the sum is divided by
     batch_size, whatever the draw. The number of units is taken as public. Where the hospitals share the noise,
@@ -112,11 +112,10 @@ def dp_sgd(model: nn.Module, task: Task, rows: Rows, plan: StudyPlan, entropy: E
 
     Raises:
         PlanRefused: the model keeps statistics that no clip bounds, such as BatchNorm's.
-        BudgetExceeded: no noise meets the target.
     """
     refuse_running_statistics(model)
     terms, units = plan.privacy, Units.of(rows, plan.privacy.unit or "record")
-    event, clip_norm = training_event(plan, len(units)), _clip_norm(terms)
+    clip_norm = _clip_norm(terms)
     clipper = Clipper(
         model, task.loss, clip_norm, per_unit=terms.per_patient, at_once=PHYSICAL_BATCH, notice=log.warning
     )

@@ -12,8 +12,9 @@ from cloister_client.connectors.table import open_table
 from cloister_client.dataset import Dataset, load_dataset, normalised
 from cloister_client.ledger import Cost, Ledger
 from cloister_client.network import Network
-from cloister_client.privacy import dp_sgd, plain, plan_cost
+from cloister_client.privacy import Units, dp_sgd, plain, plan_cost
 from cloister_shared import budget
+from cloister_shared.charges import training_event
 from cloister_shared.errors import Refusal
 from cloister_shared.noise import keystream
 from cloister_shared.plan import Scaffold, StudyPlan
@@ -96,8 +97,9 @@ def hours(plan: StudyPlan, dataset: Dataset) -> float:
     at = [i for i, column in enumerate(dataset.columns) if column.kind == "number" and not column.absent]
     rows = normalised(dataset.train, dataset.columns, own_constants(dataset.train, at))
     network = Network(initial_model(plan), task_of(plan))
-    if plan.private:
-        gradient = dp_sgd(network.model, task_of(plan), rows, plan, keystream()).gradient
+    if plan.private and plan.privacy.unit != "site":
+        event = training_event(plan, len(Units.of(rows, plan.privacy.unit or "record")))
+        gradient = dp_sgd(network.model, task_of(plan), rows, plan, event, keystream()).gradient
     else:
         gradient = plain(network, rows, plan.training.batch_size, torch.Generator()).gradient
     gradient()  # the first one pays for what is made once

@@ -14,7 +14,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from cloister_client.dataset import Rows
-from cloister_client.privacy import Units, dp_sgd, noisy, refuse_running_statistics, with_its_part
+from cloister_client.privacy import Mechanism, Units, dp_sgd, noisy, refuse_running_statistics, with_its_part
 from cloister_shared import charges
 from cloister_shared.budget import epsilon
 from cloister_shared.errors import PlanRefused
@@ -49,13 +49,18 @@ def seeded(seed: int = 0) -> Entropy:
     return reproducible(str(seed))
 
 
+def private(model: nn.Module, task: Task, rows: Rows, plan: StudyPlan, entropy: Entropy) -> Mechanism:
+    units = len(Units.of(rows, plan.privacy.unit or "record"))
+    return dp_sgd(model, task, rows, plan, charges.training_event(plan, units), entropy)
+
+
 def gradient_of(model: nn.Module) -> Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
 
 
 def one_gradient(plan: StudyPlan, rows: Rows, task: Task = tabular) -> Tensor:
     model = initial_model(plan)
-    dp_sgd(model, task, rows, plan, seeded()).gradient()
+    private(model, task, rows, plan, seeded()).gradient()
     return gradient_of(model)
 
 
@@ -129,7 +134,7 @@ def inclusions(no_noise, dp_plan, rows, recorder) -> NDArray[np.bool_]:
     plan = dp_plan(training={"batch_size": round(ROWS * RATE)})
     some, task = rows(ROWS), recorder()
     some = Rows(some.x, torch.arange(ROWS).float(), some.patients)
-    mechanism = dp_sgd(nn.Linear(3, 1), task, some, plan, seeded(1))
+    mechanism = private(nn.Linear(3, 1), task, some, plan, seeded(1))
     assert mechanism.event is not None
     assert mechanism.event.sample_rate == RATE
     mechanism.gradient()
@@ -166,7 +171,7 @@ def test_noise_is_what_the_event_says(dp_plan, rows, recorder):
     """The released gradient of a loss that is flat: normal, of standard deviation sigma * clip / batch."""
     plan = dp_plan()
     model, task = nn.Linear(3, 250), recorder(scale=0.0)
-    mechanism = dp_sgd(model, task, rows(), plan, seeded(2))
+    mechanism = private(model, task, rows(), plan, seeded(2))
     assert mechanism.event is not None
     assert mechanism.event.noise_multiplier > 1
     assert epsilon([mechanism.event] * plan.rounds, 1e-5) == pytest.approx(3.0, rel=5e-3)
@@ -187,7 +192,7 @@ def test_an_empty_draw_releases_noise_all_the_same(monkeypatch, dp_plan, rows, r
     monkeypatch.setattr(charges, "calibrate", lambda *_: 2.0)
     plan = dp_plan(training={"batch_size": 1})
     model, task = nn.Linear(3, 250), recorder()
-    mechanism = dp_sgd(model, task, rows(), plan, seeded(3))
+    mechanism = private(model, task, rows(), plan, seeded(3))
     empty = []
     for _ in range(100):
         seen = len(task.drawn)
@@ -222,7 +227,7 @@ def test_nothing_but_the_given_bytes_moves_sampling_and_noise(plan_with, rows):
         model = nn.Linear(3, 1)
         nn.init.zeros_(model.weight)
         nn.init.zeros_(model.bias)
-        dp_sgd(model, tabular, rows(), plan_with(dp=True), reproducible("held still")).gradient()
+        private(model, tabular, rows(), plan_with(dp=True), reproducible("held still")).gradient()
         released.append(gradient_of(model))
     assert torch.equal(*released)
 
@@ -236,7 +241,7 @@ def test_running_statistics_are_refused(norm, frozen, plan_with, rows):
     if frozen:
         norm.eval().requires_grad_(False)
     with pytest.raises(PlanRefused, match=rf"Layer 1 \({type(norm).__name__}\) .* task.norm: layer"):
-        dp_sgd(model, tabular, rows(), plan_with(dp=True), seeded())
+        private(model, tabular, rows(), plan_with(dp=True), seeded())
 
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm(4), nn.GroupNorm(2, 4), nn.Identity()])
@@ -281,7 +286,7 @@ def test_a_sum_over_a_patients_records_is_clipped_too(no_noise, by_patient, rows
 @pytest.mark.parametrize("times", [1, 2, 4, 8])
 def test_epsilon_does_not_depend_on_records_a_patient(by_patient, rows, times):
     plan, some = by_patient(), repeated(rows(), times)
-    event = dp_sgd(nn.Linear(3, 1), tabular, some, plan, seeded()).event
+    event = private(nn.Linear(3, 1), tabular, some, plan, seeded()).event
     assert event == charges.training_event(plan, 24)
 
 
@@ -289,7 +294,7 @@ def test_patients_are_drawn_whole(no_noise, by_patient, rows, recorder):
     plan = amend(by_patient(), training={"batch_size": 6})
     some, task = repeated(rows(), 3), recorder()
     some = Rows(some.x, torch.from_numpy(some.patients).float(), some.patients)
-    mechanism = dp_sgd(nn.Linear(3, 1), task, some, plan, seeded(5))
+    mechanism = private(nn.Linear(3, 1), task, some, plan, seeded(5))
     assert mechanism.event
     assert mechanism.event.sample_rate == 6 / 24
     mechanism.gradient()

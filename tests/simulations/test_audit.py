@@ -16,9 +16,9 @@ from scipy import optimize, stats
 from typer.testing import CliRunner
 
 from cloister_client import privacy
-from cloister_client.privacy import reproducible
 from cloister_shared.budget import Event, epsilon
 from cloister_shared.errors import PlanRefused
+from cloister_shared.noise import reproducible
 from cloister_simulations import cli
 from cloister_simulations.audit import bounds, told
 from cloister_simulations.audit.bounds import StepBound, known_batches, one_run, per_step, tight_epsilon

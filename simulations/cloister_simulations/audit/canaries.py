@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cloister_client.dataset import Rows
-from cloister_client.privacy import Entropy, Mechanism
+from cloister_client.privacy import Mechanism
 from cloister_shared.budget import Event
+from cloister_shared.noise import Entropy
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import read_plan
 from cloister_simulations.audit.mechanism import Build

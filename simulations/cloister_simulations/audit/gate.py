@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from cloister_client.privacy import Entropy
 from cloister_shared.budget import Event
 from cloister_shared.errors import PlanRefused
+from cloister_shared.noise import Entropy, keystream
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend
 from cloister_simulations.audit import bounds
@@ -80,7 +79,7 @@ def audit(
     plant: Plant | None = None,
     *,
     size: Size | None = None,
-    entropy: Entropy = os.urandom,
+    entropy: Entropy | None = None,
     until: float = math.inf,
     notice: Callable[[int], object] = lambda steps: None,
 ) -> Finding:
@@ -91,7 +90,7 @@ def audit(
     Raises:
         BudgetExceeded: no noise meets this epsilon.
     """
-    began, size = time.monotonic(), size or Size()
+    began, size, entropy = time.monotonic(), size or Size(), entropy or keystream()
     plan = plan_of(epsilon, size)
     event, build = claim(plan, size.rows), MECHANISMS[plant]
     norm = plant is Plant.BATCHNORM
