@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from cloister_shared.budget import Event
+from cloister_shared.budget import epsilon as priced
 from cloister_shared.errors import PlanRefused
 from cloister_shared.noise import Entropy, keystream
 from cloister_shared.plan import StudyPlan
@@ -34,11 +35,11 @@ class Finding:
     """What the audit of one claim found."""
 
     claimed: float
-    """Epsilon as the plan has it; the platform's accountant, by Rényi DP, keeps within it."""
+    """Epsilon that the noise is made for, by exact accounting."""
     event: Event
     delta: float
     allowed: float
-    """Epsilon of the event by exact accounting: what a flawless mechanism releases, and an audit can find at most."""
+    """The same rounded up by the accountant: what a flawless mechanism releases, and an audit can find at most."""
     lower: float
     """Lower bound on epsilon of what was released, with 95 % confidence. Infinite where no noise hides a row."""
     one_run: float
@@ -47,6 +48,11 @@ class Finding:
     """Steps that were observed, of the event's."""
     checks: tuple[Check, ...]
     seconds: float
+
+    @property
+    def charged(self) -> float:
+        """What the hospital's ledger, whose Rényi accounting also holds for studies chosen in turn, counts for it."""
+        return priced([self.event], self.delta)
 
     @property
     def share(self) -> float:

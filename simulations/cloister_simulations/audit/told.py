@@ -43,13 +43,13 @@ def tables(found: Iterable[Finding]) -> Iterator[Table]:
     """What was found of some claims, to read in 100 columns: the bounds, then every line of conformance."""
     found = list(found)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("claimed ε", "event allows", "lower bound, 95 %", "of the event", "of the claim", "verdict"):
+    for heading in ("claimed ε", "lower bound, 95 %", "of the claim", "charged (Rényi)", "verdict"):
         table.add_column(heading, justify="right" if heading != "verdict" else "left")
     for one in found:
-        shares = [f"{share:.0%}" if math.isfinite(share) else "–" for share in (one.share, one.lower / one.claimed)]
+        share = f"{one.share:.0%}" if math.isfinite(one.share) else "–"
         lower = f"{one.lower:.2f}" if math.isfinite(one.lower) else "infinite"
         colour = "green" if one.verdict == "holds" else "bold red"
-        table.add_row(f"{one.claimed:g}", f"{one.allowed:.2f}", lower, *shares, f"[{colour}]{one.verdict}[/]")
+        table.add_row(f"{one.claimed:g}", lower, share, f"{one.charged:.2f}", f"[{colour}]{one.verdict}[/]")
     yield table
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("conformance")
