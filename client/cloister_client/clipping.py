@@ -64,6 +64,9 @@ class Clipper:
         if not (isfinite(clip_norm) and clip_norm > 0):
             raise PlanRefused(f"Expected a positive and finite clip_norm, got {clip_norm}.", mend="Mend privacy.")
         self._model, self._loss, self._clip_norm, self._mean = model, loss, clip_norm, per_unit == "mean"
+        self._most = torch.tensor(
+            clip_norm, dtype=torch.float64
+        )  # without a dimension: takes no part in dtype or device
         self._at_once, self._buckets, self._probed = at_once, sorted(buckets), False
         self.parameters: list[nn.Parameter] = [p for p in model.parameters() if p.requires_grad]
         """What is trained; a frozen parameter has no part in norms or sums."""
@@ -140,7 +143,7 @@ class Clipper:
             uses, there = [], finite[units]
             again = self._add(x[there], y[there], units[there], count, fill=bool(finite[-1]))
             return torch.where(finite[:count], again, norms[:count])
-        factor = raw.clamp_(min=self._clip_norm / times).reciprocal_().mul_(self._clip_norm)
+        factor = self._most / raw.clamp_(min=self._clip_norm / times)  # of a mean's gradient: times min(1, C / norm)
         if size > n:
             factor[count] = 0
         while uses:

@@ -202,7 +202,11 @@ class Outer:
             if asked.stride(0) < asked.stride(1):  # kept with time first: flattened in that order it needs no copy
                 asked, came = asked.transpose(0, 1), came.transpose(0, 1)
             asked, came = asked.flatten(0, 1), came.flatten(0, 1)
-        weight = asked.mT @ came if self.kept is None else (factor @ self.kept.flatten(1)).view(self.kept.shape[1:])
+        weight = (
+            torch.mm(asked.t(), came)
+            if self.kept is None
+            else (factor @ self.kept.flatten(1)).view(self.kept.shape[1:])
+        )
         if self.rows is None and len(self.weights) == 1 and len(self.biases) < 2:
             return [(self.weights[0][0], weight), *((at, asked.sum(0)) for at, _ in self.biases)]
         return self._placed(weight[None], asked.sum(0)[None], lead=())

@@ -31,7 +31,7 @@ from cloister_client.clipping import Clipper
 
 CLIP, SIGMA, RATE = 1.0, 1.0, 1e-3
 BARS = {"mlp": 1.7, "cnn": 1.55, "resnet": 1.75, "transformer": 1.35, "lstm": 3.1}
-TURNS = {"mlp": (60, 20), "cnn": (15, 1), "resnet": (7, 1), "transformer": (9, 1), "lstm": (25, 1)}
+TURNS = {"mlp": (30, 60), "cnn": (15, 1), "resnet": (7, 1), "transformer": (9, 1), "lstm": (25, 1)}
 """How often each method has its turn, and how many steps a turn has."""
 MEMORY_BAR = 2.0
 
