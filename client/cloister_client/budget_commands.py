@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -111,7 +111,7 @@ def quote(plan: Path, site: Site = HERE) -> None:
         from cloister_shared.plan_file import read_plan
 
         terms = read_plan(read_text(plan), plan.name)
-        with _opened(site, new=not terms.private) if terms.private else _nothing() as ledger:
+        with _opened(site) if terms.private else nullcontext() as ledger:
             page, fits = quoted(terms, site, ledger)
         typer.echo(page)
         if not fits:
@@ -142,8 +142,3 @@ def export(site: Site = HERE) -> None:
 
         with _opened(site) as ledger:
             typer.echo(json.dumps(exported(ledger), indent=1))
-
-
-@contextmanager
-def _nothing() -> Generator[None, None, None]:
-    yield None

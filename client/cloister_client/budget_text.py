@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from textwrap import fill
 from typing import Any
 
 from cloister_client.ledger import Ledger, Reservation
@@ -48,7 +49,7 @@ def _line(ledger: Ledger, one: Reservation, delta: float) -> str:
 
 
 def happened(entry: audit.Entry) -> str:
-    """One entry of the log in a line or two."""
+    """One entry of the log in a line or more of at most 100 columns."""
     said = entry.said
     what = entry.what.removeprefix("budget.")
     match what:
@@ -66,13 +67,15 @@ def happened(entry: audit.Entry) -> str:
         case "reserved":
             told = f"reserved for {said['study']} ({said['plan'][:12]}): {_steps(said['held'])}"
         case _:
-            told = f"{what} {said['study']} ({said['plan'][:12]}): {_steps(said['spent'])} were spent"
+            told = f"{what} {said['study']} ({said['plan'][:12]}): {_steps(said['spent'])} spent"
     because = f"; {said['reason']}" if said.get("reason") else ""
-    return f"{entry.number:>4}  {entry.at[:19].replace('T', ' ')}  {told}{because}"
+    start = f"{entry.number:>4}  {entry.at[:19].replace('T', ' ')}  "
+    return fill(told + because, 100, initial_indent=start, subsequent_indent=" " * len(start))
 
 
 def _steps(events: list[dict[str, Any]]) -> str:
-    return f"{sum(event['steps'] for event in events)} noisy steps"
+    steps = sum(event["steps"] for event in events)
+    return f"{steps} noisy step{'' if steps == 1 else 's'}"
 
 
 def exported(ledger: Ledger) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def put(
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise BudgetExceeded(
-            f"A ceiling with {first['loc'][0]} {first['input']!r} cannot be set.",
+            f"A ceiling with {first['loc'][0]} {str(first['input'])[:40]!r} cannot be set.",
             mend="Epsilon is above 0 and at most 1000, delta above 0 and below 0.1, a reason of 400 letters at most.",
         ) from None
     envelope = identity.sign(_PURPOSE, made.model_dump_json().encode())

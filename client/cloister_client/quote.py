@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from textwrap import fill
 
 import torch
 
@@ -35,13 +36,13 @@ def quoted(plan: StudyPlan, site: Path, ledger: Ledger | None) -> tuple[str, boo
         CloisterError: the table does not meet the plan, or no noise meets the plan's epsilon.
     """
     dataset = load_dataset(open_table(site), plan)
-    up, down = traffic(plan)
+    (up, down), took = traffic(plan), hours(plan, dataset)
     lines = {
         "Study": f"{plan.study}, version {plan.version}: {plan.title}"[:86],
         "Plan": plan.digest,
         "Privacy": privacy(plan).replace(", neighbours", f";\n{'':<12}neighbours"),
         "Rounds": f"{plan.rounds} of {plan.training.local_steps} local steps, on {len(dataset.train)} training rows",
-        "Hours": f"{hours(plan, dataset):.2g} of this machine's work over the whole study; an estimate",
+        "Hours": f"{took:.2g} ({3600 * took:.2g} s) of this machine's work over the whole study; an estimate",
         "GB": f"{up:.3g} sent, {down:.3g} received, over the whole study",
     }
     fits = True
@@ -53,7 +54,7 @@ def quoted(plan: StudyPlan, site: Path, ledger: Ledger | None) -> tuple[str, boo
         fits = not refusal
         lines["Approves"] = f"{cost.digest}\n{'':<12}this plan with these charges, and no others"
     page = "\n".join(f"{key:<12}{value}" for key, value in lines.items())
-    return (f"{page}\n\nIt would be refused now. {refusal}" if refusal else page), fits
+    return (f"{page}\n\n{fill(f'It would be refused now. {refusal}', 100)}" if refusal else page), fits
 
 
 def _budget(ledger: Ledger, cost: Cost) -> tuple[dict[str, str], str]:
@@ -71,8 +72,9 @@ def _budget(ledger: Ledger, cost: Cost) -> tuple[dict[str, str], str]:
     after = before if still else [*before, *held]
     shown = [f"{ledger.price(e, delta):.3f} (by PLD {budget.pld_epsilon(e, delta):.3f})" for e in (before, after)]
     steps = "\n".join(
-        f"{'' if at == 0 else ' ' * 12}{e.steps} steps of {e.purpose}, each with chance {e.sample_rate:.3g} a draw and"
-        f" noise of {e.noise_multiplier:.4g} clip norms"
+        f"{'' if at == 0 else ' ' * 12}{e.steps} step{'s' if e.steps > 1 else ''} of {e.purpose}, each draws with"
+        f" chance {e.sample_rate:.3g} and adds noise of {e.noise_multiplier:.4g} clip norms"
+        + (f"; {e.records} records of a patient at most" if e.records > 1 else "")
         for at, e in enumerate(cost.charges)
     )
     return {

@@ -112,9 +112,13 @@ def read_locked(path: Path) -> list[Entry]:
     if not tail and newest == (entries[-1].line if entries else b""):
         return entries
     # Only one state is a crash's doing: the head is the next line, and the file holds a beginning of it.
-    if not newest or not newest.startswith(tail):
-        raise AuditBroken(f"{path} ends in something that was never appended to it.", mend=_MEND)
-    last = _read(_head(path), newest, len(entries) + 1, entries[-1].hash if entries else START)
+    try:
+        last = _read(_head(path), newest, len(entries) + 1, entries[-1].hash if entries else START)
+    except AuditBroken:
+        after = f"ends in something else after entry {len(entries)}" if tail else f"ends at entry {len(entries)}"
+        raise AuditBroken(f"{path} {after}, and its head tells of another end.", mend=_MEND) from None
+    if not newest.startswith(tail):
+        raise AuditBroken(f"{path} ends in something else after entry {len(entries)}.", mend=_MEND)
     _write(path, newest[len(tail) :])
     return [*entries, last]
 

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import dp_accounting
+import mpmath
 import pytest
 from dp_accounting.rdp import RdpAccountant
 from hypothesis import given, settings
@@ -193,3 +194,138 @@ def test_the_gaussian_accountant_is_used_nowhere():
         text = path.read_text(encoding="utf-8").lower()
         for name in ("gaussianaccountant", "accountants.gdp", "gdp_accountant", '"gdp"', "'gdp'"):
             assert name not in text, f"{path} uses {name}"
+
+
+# --- several records of a patient --------------------------------------------------------------------------
+def divergence(records, rate, noise, order, *, removed):
+    """Straight from the definition, by mpmath's quadrature with 20 digits: log E[(P / Q)^order] / (order - 1)."""
+    mp = mpmath.mp.clone()
+    mp.dps = 20
+    weights = [
+        mp.binomial(records, i) * mp.mpf(rate) ** i * (1 - mp.mpf(rate)) ** (records - i) for i in range(records + 1)
+    ]
+    with_patient = lambda x: mp.fsum(w * mp.npdf(x, i, noise) for i, w in enumerate(weights))  # noqa: E731
+    without = lambda x: mp.npdf(x, 0, noise)  # noqa: E731
+    p, q = (without, with_patient) if removed else (with_patient, without)
+    ends = [mp.mpf(x) for x in range(int(-order * records - 15 * noise), int(order * records + 15 * noise) + 1, 8)]
+    return float(mp.log(mp.quad(lambda x: p(x) ** order * q(x) ** (1 - order), ends)) / (order - 1))
+
+
+@pytest.mark.parametrize(
+    ("records", "rate", "noise", "order"),
+    [(2, 0.05, 2.0, 3.5), (4, 0.3, 1.0, 2.0), (3, 1.0, 4.0, 1.1), (5, 0.02, 5.0, 3)],
+)
+def test_a_patients_records_are_priced_by_the_definition(records, rate, noise, order):
+    exact = max(divergence(records, rate, noise, order, removed=removed) for removed in (False, True))
+    ours = float(budget.curve(Event(noise, rate, 1, records=records), (order,))[0])
+    assert exact <= ours <= exact + 1e-6
+
+
+@pytest.mark.parametrize(("rate", "noise"), [(0.05, 1.0), (0.3, 4.0), (1.0, 6.0), (0.001, 0.7)])
+def test_one_record_by_the_mixture_is_the_sampled_gaussian(rate, noise):
+    for order in (2.0, 5.0, 17.0, 63.0):
+        ours, theirs = budget._mixture(noise, rate, 1, order), budget.curve(Event(noise, rate, 1), (order,))[0]
+        assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-11)
+
+
+@pytest.mark.parametrize(("records", "published"), [(1, 3.70), (4, 20.07)])
+def test_more_records_of_a_patient_cost_more_than_their_number(records, published):
+    """Rate 0.05, noise 2, 1000 steps: the exact mixture, and our curve within a tenth above it."""
+    event = Event(2.0, 0.05, 1000, records=records)
+    exact = budget.pld_epsilon([event], 1e-5)
+    assert exact == pytest.approx(published, abs=0.01)
+    assert exact <= epsilon([event], 1e-5) <= 1.1 * exact
+
+
+def test_noise_for_several_records_is_never_over():
+    noise = calibrate(0.1, 20, 3.0, 1e-5, (), 3)
+    spent = epsilon([Event(noise, 0.1, 20, records=3)], 1e-5)
+    assert 0.995 * 3.0 <= spent <= 3.0
+    assert noise > 2 * calibrate(0.1, 20, 3.0, 1e-5)
+
+
+def test_what_cannot_be_integrated_is_infinite_and_not_wrong():
+    assert budget._mixture(0.05, 0.5, 8, 1024.0) == math.inf
+
+
+# --- PLD, for information ----------------------------------------------------------------------------------
+@pytest.mark.parametrize(("rate", "noise", "steps", "published"), [(0.05, 1.0, 100, 3.502), (1.0, 50.0, 500, 1.760)])
+def test_pld_is_the_published_one_and_below_ours(rate, noise, steps, published):
+    history = [Event(noise, rate, steps)]
+    assert budget.pld_epsilon(history, 1e-5) == pytest.approx(published, rel=3e-3)
+    assert budget.pld_epsilon(history, 1e-5) <= epsilon(history, 1e-5)
+
+
+def test_pld_of_nothing_is_nothing():
+    assert budget.pld_epsilon([], 1e-5) == 0.0
+
+
+# --- the filter --------------------------------------------------------------------------------------------
+def test_the_grid_is_accountings_own_today_and_written_down():
+    from dp_accounting.rdp import rdp_privacy_accountant
+
+    assert tuple(rdp_privacy_accountant.DEFAULT_RDP_ORDERS) == budget.ORDERS
+    assert set(budget._COARSE) <= set(budget.ORDERS)
+
+
+def test_noise_is_found_where_the_best_order_is_the_last_of_the_coarse_ones():
+    """A coarse order that the grid lacked once was under what the whole grid says, and no noise was found."""
+    assert epsilon([Event(calibrate(1.0, 1, 0.2, 1e-5), 1.0, 1)], 1e-5) <= 0.2
+
+
+ceilings = st.tuples(st.sampled_from([0.5, 2.0, 10.0]), st.sampled_from([1e-7, 1e-5]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(events, max_size=6), st.randoms(), ceilings)
+def test_the_filter_knows_no_order_of_studies_and_never_admits_more_for_more(history, random, ceiling):
+    order = budget.order_of(*ceiling)
+    shuffled = random.sample(history, len(history))
+    assert budget.spending(shuffled, order) == budget.spending(history, order)
+    for at in range(len(history)):
+        if budget.fits(history, *ceiling, order):
+            assert budget.fits(history[:at] + history[at + 1 :], *ceiling, order)
+    # What the filter admits is within the ceiling by the ordinary account as well.
+    assert not budget.fits(history, *ceiling, order) or epsilon(history, ceiling[1]) <= ceiling[0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(events, max_size=4), ceilings)
+def test_what_is_said_to_be_left_fits(history, ceiling):
+    order = budget.order_of(*ceiling)
+    left = budget.left(history, *ceiling, order)
+    assert (left > 0) == (budget.spending(history, order) < budget.room(*ceiling, order))
+    if left > 0.01:
+        one = Event(calibrate(1.0, 1, 0.99 * left, ceiling[1]), 1.0, 1)
+        assert budget.fits([*history, one], *ceiling, order)
+
+
+def test_a_first_plan_that_uses_all_of_a_ceiling_brings_its_own_order():
+    """Little noise and few draws are best priced far from where a Gaussian is."""
+    plan = [Event(0.6, 0.001, 50)]
+    whole = epsilon(plan, 1e-5)
+    usual = budget.order_of(whole, 1e-5)
+    assert not budget.fits(plan, whole, 1e-5, usual)
+    assert budget.fits(plan, whole, 1e-5, budget.order_of(whole, 1e-5, plan))
+    assert budget.order_of(2 * whole, 1e-5, plan) == budget.order_of(2 * whole, 1e-5)
+    assert budget.order_of(whole / 2, 1e-5, plan) == budget.order_of(whole / 2, 1e-5)
+
+
+def test_more_noise_makes_it_fit_or_nothing_does():
+    asked, before = [Event(1.0, 0.1, 50), STATISTICS], [Event(3.0, 0.1, 50)]
+    order = budget.order_of(4.0, 1e-5)
+    assert not budget.fits([*before, *asked], 4.0, 1e-5, order)
+    louder = budget.quieter(asked, before, 4.0, 1e-5, order)
+    assert budget.fits([*before, *louder], 4.0, 1e-5, order)
+    assert louder[1].noise_multiplier / 1.0 == pytest.approx(louder[0].noise_multiplier / 8.0)
+    assert budget.quieter(asked, [Event(0.3, 1.0, 9)], 4.0, 1e-5, order) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(events, max_size=5), st.lists(events, max_size=5))
+def test_what_was_spent_and_what_was_not_are_the_whole(one, two):
+    whole = [*one, *two]
+    assert budget.covers(whole, one)
+    assert budget.merged([*budget.unspent(whole, one), *one]) == budget.merged(whole)
+    assert budget.unspent(one, whole) == []
+    assert not budget.covers(one, [*whole, Event(9.9, 0.5, 1)])
