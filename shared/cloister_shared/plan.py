@@ -147,7 +147,7 @@ class FedAdam(_Adaptive):
 
     name: Literal["fedadam"]
     correct_noise: bool = False
-    """DP-AdamBC (Tang et al. 2024): the variance of the noise, which the plan tells, is taken out of the second moment."""
+    """DP-AdamBC (Tang et al. 2024): the noise's variance, which the plan tells, is taken out of the second moment."""
 
 
 class FedYogi(_Adaptive):

@@ -240,7 +240,9 @@ def _personalisation(plan: StudyPlan) -> Iterator[Broken]:
         yield Broken(("task", "standardise"), "belongs to model mlp", "Write model: mlp, or take standardise out.")
     if task.norm == "group" and (odd := [units for units in task.hidden if units % 8]):
         yield Broken(
-            ("task", "norm"), f"cannot part {odd[0]} units into groups of eight", "Write hidden widths such as 16 or 64."
+            ("task", "norm"),
+            f"cannot part {odd[0]} units into groups of eight",
+            "Write hidden widths such as 16 or 64.",
         )
     if task.model == "mlp" and not task.hidden:
         yield Broken(("task", "model"), "needs the width of its hidden layers", "Add hidden: [64].")

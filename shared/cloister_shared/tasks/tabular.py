@@ -36,6 +36,7 @@ class StandardisedLinear(nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # torch's own name for it
+        """Shape [n, inputs] to [n, units]."""
         centred = self.weight - self.weight.mean(dim=1, keepdim=True)
         length = centred.square().sum(dim=1, keepdim=True)
         return functional.linear(input, centred * torch.rsqrt(length.clamp(min=1e-6)), self.bias)
