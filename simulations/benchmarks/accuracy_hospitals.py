@@ -1,9 +1,9 @@
 """Twenty invented hospitals that train under differential privacy, all in one process and without a wire.
 
 The rows are what the platform's own connector and encoder make of the scenario ``generated-ehr``, the model and the
-coordinator's step are the platform's, the noise is what its accountant asks for. What is short-cut is the way between:
-no messages, no masks, and since a sum over hospitals is a sum over patients, all hospitals' gradients are taken at once.
-The noise has a seed, so nothing here is private, and nobody's records are used.
+coordinator's step are the platform's, the noise is what its accountant asks for. What is short-cut is the way
+between: no messages, no masks, and since a sum over hospitals is one over patients, all hospitals' gradients are taken
+at once. The noise has a seed, so nothing here is private; nobody's records are used.
 """
 
 from __future__ import annotations
@@ -59,6 +59,9 @@ CLINICAL: Mapping[str, tuple[float, float]] = {
 they touch no patient and cost no epsilon."""
 
 
+PLAIN_MEAN = FedAvg(name="fedavg")
+
+
 @dataclass(frozen=True)
 class Terms:
     """What is trained and how. ``learning_rate`` and ``clip_norm`` as in the plan; ``rounds`` of one step each."""
@@ -75,7 +78,7 @@ class Terms:
     colluding: int = 0
     """Hospitals whose noise does not count; the others add more."""
     decay: float | None = None
-    strategy: FedAvg | FedAvgM | FedAdam = FedAvg(name="fedavg")
+    strategy: FedAvg | FedAvgM | FedAdam = PLAIN_MEAN
     task: tuple[tuple[str, Any], ...] = ()
     """What the task has beside the scenario's one hidden layer of 64 units."""
     hospitals: int = HOSPITALS
@@ -186,7 +189,7 @@ def trained_auroc(terms: Terms, seed: int) -> float:
     plan = study(seed, terms.task)
     model = initial_model(plan)
     if terms.public:
-        model.load_state_dict(_public())
+        model.load_state_dict(_public(terms.task))
     vector = gathered(model, layout_of(plan, model).shared)
     here = everyone.hospital < terms.hospitals
     rows, hospital = everyone.train.of(here), everyone.hospital[here]
@@ -243,13 +246,14 @@ def _noisy(model: nn.Module, rows: Rows, spread: float, terms: Terms, rng: np.ra
     """One Poisson draw of patients: the sum of their clipped gradients and the noise."""
     drawn = rows.of(torch.from_numpy(rng.random(rows.count) < terms.sample_rate))
     total = clipped_sum(model, drawn, None if terms.mechanism == "none" else terms.clip_norm)
-    return total + np.float32(spread) * rng.standard_normal(total.size, dtype=np.float32)
+    total += np.float32(spread) * rng.standard_normal(total.size, dtype=np.float32)
+    return total
 
 
 @cache
-def _public() -> dict[str, Tensor]:
+def _public(task: tuple[tuple[str, Any], ...]) -> dict[str, Tensor]:
     """A model of a population that has published its rows, with a head of nothing."""
-    plan = study(PUBLIC)
+    plan = study(PUBLIC, task)
     model, rows = initial_model(plan), population(PUBLIC).train
     vector = gathered(model, layout_of(plan, model).shared)
     _together(model, vector, rows, Terms("none", 1.5, rounds=200), np.random.default_rng(PUBLIC))

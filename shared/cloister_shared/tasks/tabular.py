@@ -36,7 +36,7 @@ class StandardisedLinear(nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # torch's own name for it
-        """[..., inputs] to [..., outputs]."""
+        """Shape [n, inputs] to [n, units]."""
         centred = self.weight - self.weight.mean(dim=1, keepdim=True)
         length = centred.square().sum(dim=1, keepdim=True)
         return functional.linear(input, centred * torch.rsqrt(length.clamp(min=1e-6)), self.bias)
@@ -59,12 +59,6 @@ def model(plan: StudyPlan) -> nn.Module:
 def loss(output: Tensor, target: Tensor) -> Tensor:
     """Mean binary cross-entropy of the logits; shapes [n, 1] and [n]."""
     return functional.binary_cross_entropy_with_logits(output.squeeze(1), target)
-
-
-def cost(output: NDArray[np.float32], target: NDArray[np.float32]) -> float:
-    """The same in numpy."""
-    logits = output[:, 0]
-    return float(np.sum(np.logaddexp(0, logits) - target * logits)) / len(target)
 
 
 def slope(output: NDArray[np.float32], target: NDArray[np.float32]) -> NDArray[np.float32]:
