@@ -25,10 +25,10 @@ class Answers:
         """Wait until no other request of the run is being worked on."""
         return durable.locked(self._path(run))
 
-    def save(self, ticket: str, reply: Reply) -> None:
-        """Keep a reply before it is sent."""
+    def saving(self, ticket: str, reply: Reply) -> AbstractContextManager[None]:
+        """Keep a reply before it is sent: it is on disk when the block ends, which may make of it what is sent."""
         header = {"ticket": ticket, "reply": reply.header.model_dump_json()}
-        durable.save(self._path(reply.header.run), header, reply.vectors)
+        return durable.saving(self._path(reply.header.run), header, reply.vectors)
 
     def find(self, run: str, ticket: str) -> Reply | None:
         """The very reply that this ticket had, if it was the last one answered."""

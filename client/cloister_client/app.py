@@ -250,7 +250,11 @@ class Site:
             reply = self.answers.find(ticket.header.run, digest)
             if reply is None:
                 reply = work()
-                self.answers.save(digest, reply)
+                with self.answers.saving(digest, reply):
+                    return self._masked(ticket, reply)
+        return self._masked(ticket, reply)
+
+    def _masked(self, ticket: Ticket, reply: Reply) -> Reply:
         return self.secure.mask(ticket, reply) if self.secure else reply
 
     def _commit(self, ticket: Ticket, event: Event) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,20 @@ def save(path: Path, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any
     beside = path.with_name(path.name + ".tmp")
     save_file(dict(arrays), beside, metadata={"header": json.dumps(header)})
     replace(beside, path)
+
+
+@contextmanager
+def saving(path: Path, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Generator[None, None, None]:
+    """``save`` that waits for the disk while the caller's block works; past the block the file is safe, or this raises.
+
+    The arrays are written before the block begins, which may change them.
+    """
+    beside = path.with_name(path.name + ".tmp")
+    save_file(dict(arrays), beside, metadata={"header": json.dumps(header)})
+    with ThreadPoolExecutor(1) as disk:
+        flushed = disk.submit(replace, beside, path)
+        yield
+        flushed.result()
 
 
 def save_text(path: Path, text: str) -> None:

@@ -188,7 +188,7 @@ def test_an_answer_is_on_disk_before_it_is_given(open_site, ticket_for, plan_wit
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(site.answers, "save", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="no space"):
         site.train(ticket_for(site))
 

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def equal(a: durable.Arrays, b: durable.Arrays) -> bool:
 def test_what_is_saved_is_loaded(tmp_path: Path, header, arrays):
     durable.save(tmp_path / "file", header, arrays)
     found_header, found = durable.load(tmp_path / "file")
-    assert found_header == header
+    assert found_header == durable.load_header(tmp_path / "file") == header
     assert equal(found, arrays)
     for vector in found.values():  # memory of its own: the next save may replace the file
         assert vector.flags.writeable
@@ -75,6 +76,41 @@ def test_the_file_is_flushed_then_renamed_then_its_folder_flushed(tmp_path: Path
         ("rename", "text"),
         ("flush", tmp_path.name),
     ]
+
+
+def test_the_disk_works_beside_the_block_and_is_done_after_it(tmp_path: Path, monkeypatch):
+    path, working, fsync = tmp_path / "file", threading.Event(), os.fsync
+    durable.save(path, *OLD)
+    arrays = {"model": NEW[1]["model"].copy()}
+
+    def flush(handle: int) -> None:
+        assert working.wait(10)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    with durable.saving(path, NEW[0], arrays):
+        assert equal(durable.load(path)[1], OLD[1])
+        arrays["model"][:] = np.nan  # as masking in place would
+        working.set()
+    header, found = durable.load(path)
+    assert header == NEW[0]
+    assert equal(found, NEW[1])
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_block_does_not_end_well_on_a_full_disk(tmp_path: Path, monkeypatch, step):
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, step, full)
+    with pytest.raises(OSError, match="No space left"), durable.saving(tmp_path / "file", *NEW):
+        pass
+
+
+def test_a_block_that_fails_leaves_the_file_saved(tmp_path: Path):
+    with pytest.raises(ZeroDivisionError), durable.saving(tmp_path / "file", *NEW):
+        _ = 1 / 0
+    assert equal(durable.load(tmp_path / "file")[1], NEW[1])
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
@@ -121,8 +157,9 @@ def test_other_files_are_refused(tmp_path: Path):
     }
     for content in others.values():
         path.write_bytes(content)
-        with pytest.raises(CheckpointBroken):
-            durable.load(path)
+        for read in (durable.load, durable.load_header):
+            with pytest.raises(CheckpointBroken):
+                read(path)
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"other": "{}"}, {"header": "{"}])
