@@ -38,7 +38,7 @@ def at_a_glance(network: Network, rows: Rows, terms: Evaluation) -> dict[str, fl
     if not enough(outcomes, terms):
         return {}
     said = network.output(rows.x)
-    value = network.loss(said, rows.y)
+    value = network.loss(said, outcomes)
     return {"loss": value if math.isfinite(value) else None, "auroc": auroc(outcomes, _told(network, said))}
 
 

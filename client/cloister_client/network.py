@@ -49,9 +49,11 @@ class Network:
             return self.model(x)
 
     @_QUIET
-    def loss(self, output: Tensor, y: Tensor) -> float:
+    def loss(self, output: Tensor, y: Values) -> float:
         """The mean loss of what the model said."""
-        return self._dense.cost(output.numpy(), y.numpy()) if self._dense else float(self.task.loss(output, y))
+        if self._dense:
+            return self._dense.cost(output.numpy(), y)
+        return float(self.task.loss(output, torch.from_numpy(y)))
 
     @_QUIET
     def backward(self, x: Values, y: Values) -> None:
@@ -63,7 +65,8 @@ class Network:
                 np.matmul(slope.T, came, out=weights)
                 np.add.reduce(slope, out=biases)
                 if came is not x:
-                    slope = np.where(came <= 0, 0, slope @ weight)
+                    slope = slope @ weight
+                    slope *= came > 0
             return
         self.model.train()
         self.model.zero_grad(set_to_none=True)
