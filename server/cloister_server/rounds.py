@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TypeVar
 
 import numpy as np
@@ -18,11 +18,12 @@ from flwr.serverapp import Grid
 
 from cloister_server.secure import MaskedTotal
 from cloister_server.store import Checkpoint, RoundRecord, Store
-from cloister_server.strategies import STRATEGIES, State, Vector, averaged
+from cloister_server.strategies import STRATEGIES, State, Vector, averaged, fedadam_without_noise, update_variance
 from cloister_server.total import Mean, Total
+from cloister_shared.charges import part_of, training_event
 from cloister_shared.envelope import Roster
 from cloister_shared.errors import ReplyRejected
-from cloister_shared.plan import Scaffold, StudyPlan
+from cloister_shared.plan import FedAdam, Scaffold, StudyPlan
 from cloister_shared.tally import kind_of
 from cloister_shared.tasks.layout import Layout
 from cloister_shared.wire import Ticket, TicketHeader, pack, pack_vectors, unpack_reply
@@ -123,6 +124,15 @@ def ticket(study: Study, number: int) -> Ticket:
     return Ticket(header, vectors)
 
 
+def noise_variance(plan: StudyPlan, answered: int) -> float:
+    """Variance of the shared noise in each parameter of the mean update over so many hospitals."""
+    each = part_of(plan, training_event(plan, 1)) * (plan.privacy.clip_norm or 0.0)
+    terms, spread = plan.training, each * answered**0.5
+    if plan.privacy.unit == "site":
+        return (spread / answered) ** 2
+    return update_variance(spread, terms.learning_rate, terms.batch_size, answered)
+
+
 def send(study: Study, asked: Ticket, grid: Grid, kind: str) -> dict[str, str]:
     """The same ticket to every hospital that takes part and is there; message id to hospital."""
     packed = pack_vectors(asked.vectors)
@@ -188,6 +198,8 @@ def step(study: Study, number: int, mean: Mean) -> Checkpoint:
     control, average = state.pop("control", None), state.pop("average", None)
     strategy = STRATEGIES.get(plan.strategy.name, STRATEGIES["fedavg"])
     terms = plan.strategy if plan.strategy.name in STRATEGIES else _PLAIN_MEAN
+    if isinstance(plan.strategy, FedAdam) and plan.strategy.correct_noise:
+        strategy = partial(fedadam_without_noise, variance=noise_variance(plan, len(mean.answered)))
     model, state = strategy(before.model, mean.vectors.pop("update"), state, terms)
     if isinstance(plan.strategy, Scaffold):
         share = np.float32(len(mean.answered) / len(study.cohort or study.enrolled))
