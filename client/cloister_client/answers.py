@@ -30,11 +30,7 @@ class Answers:
     def saving(self, ticket: str, reply: Reply) -> AbstractContextManager[None]:
         """Keep a reply before it is sent: it is on disk when the block ends, which may make of it what is sent."""
         header = {"ticket": ticket, "reply": reply.header.model_dump_json()}
-<<<<<<< HEAD
         return durable.saving(self._path(reply.header.run), header, {**reply.vectors, **reply.octets})
-=======
-        return durable.saving(self._path(reply.header.run), header, reply.vectors)
->>>>>>> wt-perf
 
     def find(self, run: str, ticket: str) -> Reply | None:
         """The very reply that this ticket had, if it was the last one answered."""

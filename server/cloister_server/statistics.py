@@ -41,11 +41,11 @@ def constants(plan: StudyPlan, said: Mapping[str, float | None]) -> Constants | 
 
 
 def cohort_view(plan: StudyPlan, said: Mapping[str, float | None]) -> dict[str, Seen]:
-    """The histograms, by feature. Noise may have made a count negative; none is shown below zero."""
+    """The histograms, by feature."""
     ranges = {feature.name: feature.range for feature in numbers(plan.table)}
     found: dict[str, Seen] = {}
     for what, cells in tally.histograms(plan).items():
-        counts = np.array([max(said.get(tally.cell(what, cell)) or 0.0, 0.0) for cell in cells])
+        counts = _without_negatives(np.array([said.get(tally.cell(what, cell)) or 0.0 for cell in cells]))
         names, quartiles = cells, list[float]()
         if what in ranges:
             edges = np.linspace(*ranges[what], len(cells) + 1)
@@ -53,6 +53,17 @@ def cohort_view(plan: StudyPlan, said: Mapping[str, float | None]) -> dict[str, 
             quartiles = _quantiles(counts, edges, (0.25, 0.5, 0.75))
         found[what] = {"cells": dict(zip(names, counts.round(1).tolist(), strict=True)), "quartiles": quartiles}
     return found
+
+
+def _without_negatives(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The nearest counts that are not negative and have the same sum (Duchi et al. 2008): noise knows no zero.
+
+    Cutting negative counts off instead would add patients where there are next to none.
+    """
+    total = max(float(counts.sum()), 0.0)
+    ranked = np.sort(counts)[::-1]
+    excess = (np.cumsum(ranked) - total) / np.arange(1, len(counts) + 1)
+    return np.maximum(counts - excess[np.flatnonzero(ranked > excess)[-1]], 0.0) if total else np.zeros_like(counts)
 
 
 def _quantiles(counts: NDArray[np.float64], edges: NDArray[np.float64], at: tuple[float, ...]) -> list[float]:
@@ -63,6 +74,6 @@ def _quantiles(counts: NDArray[np.float64], edges: NDArray[np.float64], at: tupl
 
 def judged(plan: StudyPlan, said: Mapping[str, float | None]) -> dict[str, float | None]:
     """Metrics of the final model from counts of held-out risks over all hospitals together."""
-    counts = np.array([max(said.get(name) or 0.0, 0.0) for name in tally.risks()])
+    counts = _without_negatives(np.array([said.get(name) or 0.0 for name in tally.risks()]))
     found = of_counts(*counts.reshape(2, -1), threshold=plan.evaluation.threshold)
     return {f"final {name}": value for name, value in found.items()}
