@@ -92,6 +92,8 @@ def test_clinical_constants_are_near_what_patients_have(hospitals, monkeypatch):
 def test_the_interval_is_students_over_paired_differences(hospitals):
     import privacy_accuracy  # pyright: ignore[reportMissingImports]
 
-    lost, said = privacy_accuracy.difference([0.85, 0.83, 0.81, 0.80, 0.79], [0.84, 0.82, 0.79, 0.79, 0.78], "lost")
+    lost, said = privacy_accuracy.difference(
+        [0.85, 0.83, 0.81, 0.80, 0.79], [0.84, 0.82, 0.79, 0.79, 0.78], "points lost"
+    )
     assert lost == pytest.approx(1.2)
     assert said.format(lost) == "1.20 points lost (0.64 to 1.76)"  # mean ± 2.776 * 0.4472 / sqrt(5)
