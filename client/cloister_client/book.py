@@ -87,17 +87,37 @@ class Book:
         with self._lock, _readable(self.path):
             return self.database.execute(query, values).fetchall()
 
-    def note(self, what: str, said: Mapping[str, Any]) -> None:
-        """Within ``writing``: what the audit log will say of this transaction. The same twice running is said once:
-        whoever keeps asking what is refused cannot fill the disk.
+    def note(self, what: str, said: Mapping[str, Any], *, once: bool = False) -> None:
+        """Within ``writing``: what the audit log will say of this transaction.
+
+        ``once``: not if it was said already and nothing but refusals has been said since. So whoever keeps asking
+        what is refused does not fill the disk.
         """
         entry = (_PREFIX + what, json.dumps(said, sort_keys=True))
-        if self.rows("SELECT what, said FROM entries ORDER BY number DESC LIMIT 1") != [entry]:
-            self.rows("INSERT INTO entries (what, said) VALUES (?, ?)", *entry)
+        since = "number > (SELECT max(number) FROM entries WHERE what != ?)"
+        if once and self.rows(f"SELECT 1 FROM entries WHERE what = ? AND said = ? AND {since}", *entry, entry[0]):
+            return
+        self.rows("INSERT INTO entries (what, said) VALUES (?, ?)", *entry)
 
     def noted(self) -> Entries:
-        """What the database says happened."""
-        return [(what, json.loads(said)) for what, said in self.rows("SELECT what, said FROM entries ORDER BY number")]
+        """What the database says happened.
+
+        Raises:
+            LedgerBroken: it cannot be read.
+        """
+        found = self.rows("SELECT what, said FROM entries ORDER BY number")
+        return [(what, self.value(said)) for what, said in found]
+
+    def value(self, text: str) -> Any:
+        """A JSON value that a table holds.
+
+        Raises:
+            LedgerBroken: it is none.
+        """
+        try:
+            return json.loads(text)
+        except (ValueError, TypeError):
+            raise LedgerBroken(f"{self.path} holds a row that was not written by Cloister.") from None
 
     def told(self) -> list[audit.Entry]:
         """What the audit log says happened to this ledger.

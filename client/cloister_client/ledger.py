@@ -211,11 +211,13 @@ class Ledger:
         )  # fmt: skip
         number = self.book.rows("SELECT last_insert_rowid()")[0][0]
         told = {"reservation": number, "plan": cost.plan, "study": cost.study, "population": self.population}
-        told |= {"charges": charges, "held": _plain(held), "ceiling": ceiling.version, "approval": cost.digest}
-        self.book.note("reserved", told)
+        told |= {"charges": charges, "held": _plain(held), "ceiling": ceiling.version, "order": order}
+        self.book.note("reserved", {**told, "approval": cost.digest})
 
     def _note_refusal(self, plan: str, study: str, why: Refusal) -> None:
-        self.book.note("refused", {"plan": plan, "study": study, "population": self.population, "why": str(why)})
+        self.book.note(
+            "refused", {"plan": plan, "study": study, "population": self.population, "why": str(why)}, once=True
+        )
 
     def _why_not(self, cost: Cost, held: list[Event], ceiling: Ceiling, order: float) -> str:
         """Asked, spent, ceiling, and what would fit."""
@@ -342,17 +344,26 @@ class Ledger:
             "SELECT number, plan, study, charges, held, open FROM reservations WHERE population = ? ORDER BY number",
             self.population,
         )
-        spent: dict[int, list[Event]] = {row[0]: [] for row in rows}
+        taken: dict[int, list[Event]] = {row[0]: [] for row in rows}
         for number, *event in self.book.rows(
             "SELECT reservation, noise_multiplier, sample_rate, sum(steps), purpose, records FROM releases"
             " WHERE population = ? GROUP BY reservation, noise_multiplier, sample_rate, purpose, records",
             self.population,
         ):
-            spent.setdefault(number, []).append(Event(*event))
+            taken.setdefault(number, []).append(Event(*event))
+        spent = {number: merged(events) for number, events in taken.items()}
         return [
-            Reservation(number, plan, study, _events(charges), _events(held), tuple(merged(spent[number])), bool(still))
+            Reservation(
+                number, plan, study, self._events(charges), self._events(held), tuple(spent[number]), bool(still)
+            )
             for number, plan, study, charges, held, still in rows
         ]
+
+    def _events(self, text: str) -> tuple[Event, ...]:
+        try:
+            return tuple(Event(**event) for event in self.book.value(text))
+        except TypeError:
+            raise LedgerBroken(f"{self.book.path} holds a reservation that cannot be read.") from None
 
     def spent(self) -> list[Event]:
         """All that was committed, over all studies."""
@@ -406,10 +417,6 @@ class Ledger:
 # --- events as JSON ----------------------------------------------------------------------------------------
 def _plain(events: Iterable[Event]) -> list[dict[str, Any]]:
     return [asdict(event) for event in events]
-
-
-def _events(text: str) -> tuple[Event, ...]:
-    return tuple(Event(**event) for event in json.loads(text))
 
 
 def _mechanism(event: Event) -> tuple[float, float, int]:

@@ -47,7 +47,7 @@ def twenty_studies() -> list[Figure]:
 
 def all_reserved(studies: Sequence[Event], ceiling: float) -> bool:
     """Whether a new ledger reserves them all under a ceiling, one after the other."""
-    order = budget.order_of(ceiling, DELTA)
+    order = budget.order_of(ceiling, DELTA, studies[:1])
     return all(budget.fits(studies[: n + 1], ceiling, DELTA, order) for n in range(len(studies)))
 
 

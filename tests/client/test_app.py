@@ -4,6 +4,7 @@ import logging
 import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -487,3 +488,34 @@ def test_a_hospital_larger_than_the_plan_allows_spends_nothing(open_site, ticket
     with pytest.raises(UpdateRefused, match="more rows than the plan"):
         site.check(ticket_for(site), "train")
     assert site.ledger.history(site.plan.digest) == []
+
+
+def test_a_hospital_without_a_budget_is_refused_before_round_1(open_site, plan_with, tmp_path):
+    """And so is a second study on the same patients, where the first has reserved all there is."""
+    plan = plan_with(dp=True)
+    first = open_site(plan)
+    ledger = tmp_path / "st-marys" / "ledger.sqlite"
+    second = app_module.Site(plan_with(dp=True, seed=7), first.dataset, tmp_path / "second", ledger=ledger)
+    with pytest.raises(BudgetExceeded, match=r"asks for epsilon 3; .* \(3 with what is reserved\)"):
+        second.enrol()
+    none = app_module.Site(plan, first.dataset, tmp_path / "none")
+    with pytest.raises(BudgetExceeded, match="No ceiling is set"):
+        none.enrol()
+
+
+def test_what_a_study_did_not_spend_is_free_after_its_final_evaluation(open_site, ticket_for, plan_with):
+    site = open_site(plan_with(dp=True))
+    site.train(ticket_for(site, 1))
+    assert sum(event.steps for event in site.ledger.counted()) == 6
+    site.evaluate(ticket_for(site, 4))
+    assert site.ledger.counted() == site.ledger.history(site.plan.digest)
+
+
+def test_a_quote_that_was_approved_for_other_rows_is_refused(open_site, plan_with, rows, tmp_path):
+    plan = plan_with(dp=True)
+    approved = app_module.plan_cost(plan, 24).digest
+    site = open_site(plan)
+    assert app_module.Site(plan, site.dataset, tmp_path / "st-marys", approved=approved).enrol()
+    other = replace(site.dataset, train=rows(30))
+    with pytest.raises(TicketRefused, match=r"is not what was approved|with other charges"):
+        app_module.Site(plan, other, tmp_path / "st-marys", approved=approved).enrol()

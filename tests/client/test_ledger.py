@@ -272,11 +272,15 @@ def test_a_refusal_says_asked_spent_ceiling_and_what_would_fit(shared):
     reserve(shared, "plan-2", [Event(10.0, 1.0, 4)])
 
 
-def test_the_same_refusal_is_told_once(shared):
-    for _ in range(3):
+def test_the_same_refusals_are_told_once(shared):
+    for number in (1, 2, 1, 2):
         with pytest.raises(BudgetExceeded):
-            reserve(shared, "plan-1", [Event(1.0, 1.0, 6)], epsilon=100.0)
-    assert told(shared).count("refused") == 1
+            reserve(shared, f"plan-{number}", [Event(1.0, 1.0, 6)], epsilon=100.0)
+    assert told(shared).count("refused") == 2
+    reserve(shared, "plan-3", PART)
+    with pytest.raises(BudgetExceeded):
+        reserve(shared, "plan-1", [Event(1.0, 1.0, 6)], epsilon=100.0)
+    assert told(shared)[-2:] == ["reserved", "refused"]
 
 
 def test_a_settled_plan_may_reserve_only_the_rest(shared):
@@ -504,11 +508,14 @@ EDITS = {
     "a release taken out": "DELETE FROM releases",
     "a reservation made smaller": "UPDATE reservations SET held = '[]', charges = '[]'",
     "a reservation taken out": "DELETE FROM reservations",
+    "a reservation made nonsense": "UPDATE reservations SET held = '[{}]'",
+    "a reservation made no JSON": "UPDATE reservations SET held = 'x'",
     "a reservation closed": "UPDATE reservations SET open = 0 WHERE plan = 'plan-2'",
     "a reservation opened": "UPDATE reservations SET open = 1 WHERE plan = 'plan-1'",
     "a reservation added": "INSERT INTO reservations VALUES (9, 'patients', 'p', 's', '[]', '[]', 1)",
     "the newest ceiling taken out": "DELETE FROM ceilings WHERE version = 2",
     "an entry taken out": "DELETE FROM entries WHERE number = (SELECT max(number) FROM entries)",
+    "an entry made no JSON": "UPDATE entries SET said = 'x'",
     "an entry changed": "UPDATE entries SET said = '{}' WHERE what = 'budget.reserved'",
 }
 
@@ -527,7 +534,7 @@ def test_an_edited_database_is_refused(shared, kind):
         database.execute(EDITS[kind])
     database.close()
     with pytest.raises(
-        LedgerBroken, match=r"is not as it was logged|lacks a|is not the ledger that audit.jsonl tells of"
+        LedgerBroken, match=r"is not as it was logged|lacks a|holds a r|is not the ledger that audit.jsonl tells of"
     ):
         Ledger(path)
 

@@ -300,15 +300,26 @@ def test_what_is_said_to_be_left_fits(history, ceiling):
         assert budget.fits([*history, one], *ceiling, order)
 
 
-def test_a_first_plan_that_uses_all_of_a_ceiling_brings_its_own_order():
+def test_a_first_plan_brings_the_order_that_admits_most_of_it():
     """Little noise and few draws are best priced far from where a Gaussian is."""
     plan = [Event(0.6, 0.001, 50)]
     whole = epsilon(plan, 1e-5)
     usual = budget.order_of(whole, 1e-5)
+    assert usual == budget.order_of(whole, 1e-5, [Event(7.0, 1.0, 3)])
     assert not budget.fits(plan, whole, 1e-5, usual)
     assert budget.fits(plan, whole, 1e-5, budget.order_of(whole, 1e-5, plan))
-    assert budget.order_of(2 * whole, 1e-5, plan) == budget.order_of(2 * whole, 1e-5)
-    assert budget.order_of(whole / 2, 1e-5, plan) == budget.order_of(whole / 2, 1e-5)
+    assert not budget.fits(plan, 0.999 * whole, 1e-5, budget.order_of(0.999 * whole, 1e-5, plan))
+    order = budget.order_of(5 * whole, 1e-5, plan)
+    copies = budget.room(5 * whole, 1e-5, order) / budget.spending(plan, order)
+    assert copies == max(budget.room(5 * whole, 1e-5, at) / budget.spending(plan, at) for at in budget.ORDERS)
+    assert epsilon([Event(0.6, 0.001, 50 * int(copies))], 1e-5) <= 5 * whole
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(events, min_size=1, max_size=3), ceilings)
+def test_what_any_order_admits_is_admitted_first(plan, ceiling):
+    order = budget.order_of(*ceiling, plan)
+    assert budget.fits(plan, *ceiling, order) == any(budget.fits(plan, *ceiling, at) for at in budget.ORDERS)
 
 
 def test_more_noise_makes_it_fit_or_nothing_does():
