@@ -37,7 +37,7 @@ class Rows:
         return len(self.y)
 
     @cached_property
-    def arrays(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Inputs and outcomes as numpy sees the same memory."""
         return self.x.numpy(), self.y.numpy()
 

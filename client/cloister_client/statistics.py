@@ -87,4 +87,5 @@ def _weights(rows: Rows, plan: StudyPlan) -> Vector:
     if plan.privacy.unit != "patient":
         return np.ones(len(rows))
     _, whose, counts = np.unique(rows.patients, return_inverse=True, return_counts=True)
-    return np.divide(1.0, counts[whose]).astype(np.float64)
+    weights: Vector = 1.0 / counts[whose]
+    return weights

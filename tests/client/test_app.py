@@ -16,6 +16,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from cloister_client import app as app_module
 from cloister_client.app import FAILED, REFUSED, Site, client_app, own_constants
 from cloister_client.dataset import Rows
+from cloister_client.privacy import plan_cost
 from cloister_shared import noise
 from cloister_shared.errors import BudgetExceeded, CohortTooSmall, DataRefused, TicketRefused, UpdateRefused
 from cloister_shared.tasks.metrics import auroc
@@ -513,8 +514,8 @@ def test_what_a_study_did_not_spend_is_free_after_its_final_evaluation(open_site
 
 def test_a_quote_that_was_approved_for_other_rows_is_refused(open_site, plan_with, rows, tmp_path):
     plan = plan_with(dp=True)
-    approved = app_module.plan_cost(plan, 24).digest
     site = open_site(plan)
+    approved = plan_cost(plan, site.dataset).digest
     assert app_module.Site(plan, site.dataset, tmp_path / "st-marys", approved=approved).enrol()
     other = replace(site.dataset, train=rows(30))
     with pytest.raises(TicketRefused, match=r"is not what was approved|with other charges"):
