@@ -1,4 +1,4 @@
-"""The hospital's durable budget across studies, and the patient as its unit.
+"""The hospital's durable budget across studies.
 
 Twenty studies run on the same patients, each of epsilon 1.87 by its own PLD. What the ledger says they
 came to is the lowest ceiling under which its filter reserves all of them, held against their joint PLD, which is
@@ -24,11 +24,10 @@ from cloister_shared.budget import Event
 
 NOISE, RATE, STEPS, STUDIES, DELTA = 4.2, 0.05, 1500, 20, 1e-5
 RATIO_BAR, QUERY_BAR = 1.10, 100.0
-RECORDS, OF_RECORDS = (1, 2, 4, 8), Event(2.0, 0.05, 1000)
 
 
 def figures() -> list[Figure]:
-    return [*twenty_studies(), *queries(), kills(), *patients()]
+    return [*twenty_studies(), *queries(), kills()]
 
 
 def twenty_studies() -> list[Figure]:
@@ -109,50 +108,6 @@ def kills() -> Figure:
     return Figure(
         "ledger.kills", f"{sound} of {len(found)} sound", sound / len(found), "all", sound == len(found) > 100
     )
-
-
-def patients() -> list[Figure]:
-    """Exact mixture-PLD of DP-SGD where a patient has 1, 2, 4, 8 records, by what is drawn and clipped as one."""
-    whole: list[float] = []
-    apart: list[float] = []
-    for records in RECORDS:
-        progress(f"patient: exact mixture for {records} records")
-        whole.append(law(records, drawn_whole=True))
-        apart.append(law(records, drawn_whole=False))
-    ours = [budget.pld_epsilon([Event(2.0, 0.05, 1000, records=k)], DELTA) for k in RECORDS[:2]]
-    assert max(abs(a - b) for a, b in zip(ours, apart, strict=False)) < 1e-3
-    shown = " / ".join(f"{value:.2f}" for value in whole)
-    bounds = [budget.epsilon([Event(2.0, 0.05, 1000, records=k)], DELTA) for k in RECORDS]
-    return [
-        at_most("patient.records", max(whole) - min(whole), 1e-9, shown),
-        told("patient.records.apart", apart[-1], " / ".join(f"{value:.1f}" for value in apart) + ", each clipped"),
-        told("patient.records.ledger", bounds[-1], " / ".join(f"{value:.1f}" for value in bounds) + ", as counted"),
-    ]
-
-
-def law(records: int, *, drawn_whole: bool) -> float:
-    """Epsilon from the law of how far a patient with so many records can move one step's sum, in clip norms.
-
-    Computed here from each record's fate by convolution, and given to dp-accounting's mixture of Gaussians: not by
-    the functions that the ledger uses. Drawn whole, all records share one draw and one clip.
-    """
-    import numpy as np
-    from dp_accounting.pld import privacy_loss_distribution as pld
-
-    moved = np.array([1.0])
-    one_draw = np.array([1 - OF_RECORDS.sample_rate, OF_RECORDS.sample_rate])
-    if drawn_whole:
-        # The draw takes none or all of the records, whose clipped sum or mean moves by one clip norm at most.
-        by_count = np.zeros(records + 1)
-        by_count[[0, records]] = one_draw
-        moved = np.array([by_count[0], by_count[1:].sum()])
-    else:
-        for _ in range(records):
-            moved = np.convolve(moved, one_draw)
-    one = pld.from_mixture_gaussian_mechanism(
-        OF_RECORDS.noise_multiplier, list(range(len(moved))), moved.tolist(), value_discretization_interval=1e-3
-    )
-    return float(one.self_compose(OF_RECORDS.steps).get_epsilon_for_delta(DELTA))
 
 
 if __name__ == "__main__":

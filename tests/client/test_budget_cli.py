@@ -62,7 +62,7 @@ def plan_of(folder: Path) -> StudyPlan:
 def reserved(folder: Path, **changes: object) -> StudyPlan:
     plan = amend(plan_of(folder), **changes)
     ledger = Ledger(folder / "ledger.sqlite")
-    ledger.reserve(plan_cost(plan, len(load_dataset(open_table(folder / "site.yaml"), plan).train)))
+    ledger.reserve(plan_cost(plan, load_dataset(open_table(folder / "site.yaml"), plan)))
     ledger.close()
     return plan
 
@@ -96,7 +96,7 @@ def test_a_quote_says_what_approval_binds_and_what_is_enforced(folder):
     budgeted()
     plan = plan_of(folder)
     page = said("quote", "plan.yaml")
-    cost = plan_cost(plan, len(load_dataset(open_table(folder / "site.yaml"), plan).train))
+    cost = plan_cost(plan, load_dataset(open_table(folder / "site.yaml"), plan))
     for words in (plan.digest, cost.digest, "20 of 20 local steps", "an estimate", "GB", "Ceiling     epsilon 4"):
         assert words in page
     assert "Epsilon     3.000 at delta 1e-05" in page

@@ -81,7 +81,17 @@ def only(rows: Rows, at: NDArray[np.int64] | list[int]) -> Rows:
 
 
 # --- clipping ----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("task", [{"name": "tabular"}, MLP, {**MLP, "hidden": [6, 4], "norm": "none"}])
+ZOO = [
+    {"name": "tabular"},
+    MLP,
+    {**MLP, "hidden": [6, 4], "norm": "none"},
+    {**MLP, "hidden": [8], "norm": "group"},
+    {**MLP, "hidden": [8], "norm": "group", "standardise": True},
+]
+"""Every kind of model that a plan can name takes a step."""
+
+
+@pytest.mark.parametrize("task", ZOO)
 def test_gradient_is_the_definitions(no_noise, dp_plan, rows, task):
     plan, some = dp_plan(task=task), rows()
     norms = [float(by_definition(plan, only(some, [i]), math.inf).norm()) for i in range(len(some))]
