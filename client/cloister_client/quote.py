@@ -15,7 +15,7 @@ from cloister_client.ledger import Cost, Ledger
 from cloister_client.network import Network
 from cloister_client.privacy import Units, dp_sgd, plain, plan_cost
 from cloister_shared import budget
-from cloister_shared.charges import training_event
+from cloister_shared.charges import certificate, training_event
 from cloister_shared.errors import Refusal
 from cloister_shared.noise import keystream
 from cloister_shared.plan import Scaffold, StudyPlan
@@ -45,6 +45,8 @@ def quoted(plan: StudyPlan, site: Path, ledger: Ledger | None) -> tuple[str, boo
         "Hours": f"{took:.2g} ({3600 * took:.2g} s) of this machine's work over the whole study; an estimate",
         "GB": f"{up:.3g} sent, {down:.3g} received, over the whole study",
     }
+    if rows := certificate(plan):
+        lines["Against"] = f"\n{'':<12}".join(f"{row.who}: epsilon {row.epsilon:.3g}" for row in rows)
     fits = True
     refusal = ""
     if ledger:
@@ -73,7 +75,7 @@ def _budget(ledger: Ledger, cost: Cost) -> tuple[dict[str, str], str]:
     shown = [f"{ledger.price(e, delta):.3f} (by PLD {budget.pld_epsilon(e, delta):.3f})" for e in (before, after)]
     steps = "\n".join(
         f"{'' if at == 0 else ' ' * 12}{e.steps} step{'s' if e.steps > 1 else ''} of {e.purpose}, each draws with"
-        f" chance {e.sample_rate:.3g} and adds noise of {e.noise_multiplier:.4g} clip norms"
+        f" chance {e.sample_rate:.3g} and adds noise of {e.noise_multiplier:.4g} bounds"
         + (f"; {e.records} records of a patient at most" if e.records > 1 else "")
         for at, e in enumerate(cost.charges)
     )

@@ -3,7 +3,7 @@
     python simulations/benchmarks/audit_figures.py          about four minutes
     python simulations/benchmarks/audit_figures.py --json
 
-``audit.eps2`` and ``audit.eps8`` are the lower bound over the claimed epsilon, of one run with fresh noise, which is made
+``audit.eps2`` and ``audit.eps8`` are the lower bound over the claimed epsilon, of one run whose noise is made
 for the claim by exact accounting (PLD). Seconds are CPU time of the whole command on one core, imports and
 all; wall time, which depends on what else runs, is told beside them.
 """
