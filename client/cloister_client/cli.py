@@ -32,11 +32,14 @@ def check(plan: Path, site: Path) -> None:
         from cloister_client.connectors.table import open_table
         from cloister_client.dataset import load_dataset
         from cloister_shared.plan_file import read_plan
-        from cloister_shared.plan_text import summary
+        from cloister_shared.plan_text import summary, turned_off
 
         terms = read_plan(read_text(plan), plan.name)
         dataset = load_dataset(open_table(site), terms)
-        typer.echo(f"{summary(terms)}\n\n{dataset.quality.page()}")
+        typer.echo(summary(terms))
+        for sentence in turned_off(terms):
+            typer.secho(sentence, fg="red", bold=True)
+        typer.echo(f"\n{dataset.quality.page()}")
         typer.echo(f"\n{len(dataset.train)} rows would train and {len(dataset.test)} judge the model.")
         if terms.private:
             from cloister_client.privacy import Units

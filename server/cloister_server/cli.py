@@ -26,9 +26,12 @@ def check(plan: Path) -> None:
     one_core()
     with plain_errors():
         from cloister_shared.plan_file import read_plan
-        from cloister_shared.plan_text import summary
+        from cloister_shared.plan_text import summary, turned_off
 
-        typer.echo(summary(read_plan(read_text(plan), plan.name)))
+        terms = read_plan(read_text(plan), plan.name)
+        typer.echo(summary(terms))
+        for sentence in turned_off(terms):
+            typer.secho(sentence, fg="red", bold=True)
 
 
 def main() -> None:

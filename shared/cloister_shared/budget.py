@@ -179,22 +179,23 @@ def quieter(
     return louder(high)
 
 
-def pld_epsilon(history: Iterable[Event], delta: float) -> float:
+def pld_epsilon(history: Iterable[Event], delta: float, step: float = _STEP) -> float:
     """Epsilon at ``delta`` by privacy loss distributions, rounded up: tighter, for a history fixed in advance.
 
     For information only. It licenses nothing where a study was chosen after another's results: "the natural
     f-DP filter is fundamentally invalid" (Tran et al. 2026, arXiv 2602.06756). With ``records`` it is the exact
-    mixture of Gaussians (Choquette-Choo et al. 2024).
+    mixture of Gaussians (Choquette-Choo et al. 2024). A coarser ``step`` of the losses is quicker, and only ever
+    rounds further up.
     """
     import dp_accounting
     from dp_accounting.pld import privacy_loss_distribution as pld
 
-    total = pld.identity(value_discretization_interval=_STEP)
+    total = pld.identity(value_discretization_interval=step)
     for event in merged(history):
-        if event.records == 1:
+        if event.records == 1 or event.sample_rate == 1:  # all of a patient's records at once are one longer step
             one = pld.from_gaussian_mechanism(
-                event.noise_multiplier,
-                value_discretization_interval=_STEP,
+                event.noise_multiplier / event.records,
+                value_discretization_interval=step,
                 sampling_prob=event.sample_rate,
                 neighboring_relation=dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
             )
@@ -203,7 +204,7 @@ def pld_epsilon(history: Iterable[Event], delta: float) -> float:
                 event.noise_multiplier,
                 list(range(event.records + 1)),
                 _drawn(event.records, event.sample_rate).tolist(),
-                value_discretization_interval=_STEP,
+                value_discretization_interval=step,
             )
         total = total.compose(one.self_compose(event.steps))
     return float(total.get_epsilon_for_delta(delta))

@@ -22,9 +22,10 @@ from cloister_client.connectors.table import open_table
 from cloister_client.dataset import Dataset, Rows, load_dataset, normalised
 from cloister_client.evaluate import at_a_glance, enough, risks
 from cloister_client.network import Network
-from cloister_client.privacy import plain
+from cloister_client.privacy import Units, most_records, plain
 from cloister_client.train import train
 from cloister_server.app import Finished, server_app
+from cloister_server.statistics import Seen, cohort_view
 from cloister_server.store import RoundRecord, Store
 from cloister_shared import budget, durable
 from cloister_shared.errors import DataRefused
@@ -87,11 +88,14 @@ class Result:
     rejected: list[str] = field(default_factory=list[str])
     """Who missed which round, and why."""
     learned: dict[str, float | None] = field(default_factory=dict[str, float | None])
-    """Under the secure sum: all that the coordinator learned of the final model's metrics, means over hospitals."""
+    """Under the secure sum: all that the coordinator learned of the final model's metrics, means over hospitals; with
+    ``evaluation.epsilon_share``, what noisy counts of all hospitals together tell."""
     clipped: float = 0.0
     """Under the secure sum: the largest share of an update's parameters that was clipped in any round."""
     glimpse: dict[str, Any] = field(default_factory=dict[str, Any])
     """Under the secure sum: what the coordinator received from one hospital in the last round, and what it learned."""
+    cohort: dict[str, Seen] = field(default_factory=dict[str, Seen])
+    """What the coordinator made of the plan's histograms, by feature."""
     seconds: float = 0.0
     plan: str = ""
     """Digest of the plan that this arm ran."""
@@ -262,6 +266,8 @@ def run_federated(
         sent = {name: site.judge(tickets[name]) for name, site in sites.items() if name not in final.silent}
         result.learned, result.clipped = final.numbers, max(record["numbers"]["clipped"] for record in rounds)
         result.glimpse = rounds[-1]["glimpse"]
+    if plan.statistics.histograms and final.checkpoint.statistics:
+        result.cohort = cohort_view(plan, final.checkpoint.statistics)
     judged = {name: _estimates(estimates, len(said[name][0])) for name, estimates in sent.items()}
     result.sites = {name: judged.get(name, {}).get("final", {}) for name in sites}
     result.tuned = {name: found["fine-tuned"] for name, found in judged.items() if found.get("fine-tuned")}
@@ -363,6 +369,8 @@ def _counts(dataset: Dataset) -> dict[str, int]:
         "train": len(dataset.train),
         "test": len(dataset.test),
         "patients": dataset.quality.patients,
+        "training patients": len(Units.of(dataset.train, "patient")),
+        "most records": most_records(dataset),
         "positives": dataset.quality.positives,
         "left out": dataset.quality.rows - len(dataset.train) - len(dataset.test),
     }

@@ -48,7 +48,8 @@ def curves(arms: Mapping[Arm, Sequence[Result]]) -> str:
         for arm, seen in drawn.items():
             least, mean, most = ([float(f(values)) for values in seen.values()] for f in (np.min, np.mean, np.max))
             look = _look(arm, list(arms))
-            axes.plot(list(seen), mean, color=look["color"], linestyle=look["linestyle"], label=arm.name)
+            mark = look["marker"] if len(seen) == 1 else ""  # judged at the end alone: a point is no line
+            axes.plot(list(seen), mean, color=look["color"], linestyle=look["linestyle"], marker=mark, label=arm.name)
             axes.fill_between(list(seen), least, most, color=look["color"], alpha=0.15, linewidth=0)
         if trained := [min(values) for seen in drawn.values() for number, values in seen.items() if number]:
             # The untrained model may rank no better than chance, and would press the curves flat.

@@ -16,8 +16,8 @@ import yaml
 from rich import box
 from rich.table import Table
 
-from cloister_shared import durable
-from cloister_simulations import figures
+from cloister_shared import durable, plan_text
+from cloister_simulations import figures, guarantees, learned
 from cloister_simulations.federation import Arm, Comparison, Metrics
 from cloister_simulations.findings import (
     DASH,
@@ -68,7 +68,8 @@ def metrics_lines(comparison: Comparison) -> Iterator[dict[str, Any]]:
             spent = {"hospital": site, "epsilon": result.epsilon.get(site)}
             yield {"of": "hospital", **of, **spent, "metrics": _plain(metrics), **tuned}
         most = {"epsilon": max(result.epsilon.values(), default=None), "seconds": round(result.seconds, 3)}
-        yield {"of": "all hospitals", **of, **most, "metrics": _plain(result.overall)}
+        told = {"learned": result.learned} if result.learned else {}
+        yield {"of": "all hospitals", **of, **most, "metrics": _plain(result.overall), **told}
 
 
 def html(comparison: Comparison) -> str:
@@ -115,27 +116,16 @@ def html(comparison: Comparison) -> str:
         calibrations={arm: figures.calibration(arm, list(arms), found) for arm, found in arms.items()},
         forest=figures.forest(dict(list(drawn.items())[:_MOST_IN_FIGURE])) if drawn else "",
         in_figure=min(len(drawn), _MOST_IN_FIGURE),
-        coordinator=_coordinator(comparison),
+        coordinator=learned.glimpse(comparison),
+        judged=learned.judged(comparison),
+        cohort=learned.cohort(comparison),
+        guarantee=plan_text.guarantee(plan),
+        off=plan_text.turned_off(plan),
+        by_records=guarantees.by_records(comparison),
+        certificates=guarantees.certificates(comparison),
         missed=missed[:_MOST_MISSED],
         missed_more=max(0, len(missed) - _MOST_MISSED),
     )
-
-
-def _coordinator(comparison: Comparison) -> dict[str, Any] | None:
-    """What the coordinator saw under the secure sum, of the last run without noise if there is one."""
-    seen = [result for result in comparison.results if result.glimpse]
-    shown = next((result for result in seen if result.arm.kind == "federated"), seen[0] if seen else None)
-    if shown is None:
-        return None
-    learned = {name.removeprefix("final "): value for name, value in shown.learned.items() if "final" in name}
-    return {
-        "arm": shown.arm,
-        "site": shown.glimpse["site"],
-        "drawn": figures.received_and_learned(shown.glimpse, comparison.scenario.plan.aggregation.bits),
-        "auroc": learned.get("auroc"),
-        "rows": shown.learned.get("rows"),
-        "clipped": max(result.clipped for result in seen),
-    }
 
 
 def versions() -> dict[str, str]:
@@ -166,7 +156,9 @@ def tables(comparison: Comparison) -> list[Table]:
 
 def _arm_table(comparison: Comparison) -> Table:
     level, notes = interval_level(comparison), list[str]()
-    notes.append("Means over seeds. Slope: of calibration, 1 is best. ε: the most that any hospital's ledger counts.")
+    notes.append("Means over seeds. Slope: of calibration, 1 is best.")
+    if any(arm.epsilon for arm in by_arm(comparison)):
+        notes.append("ε: the most that any hospital's ledger counts, in patients.")
     if any(arm.kind == "alone" for arm in by_arm(comparison)):
         notes.append("Alone: each hospital's own model on its own patients, then all patients taken together.")
     heads = (f"AUROC ({level} interval)", "over seeds", "AUPRC", "Brier", "slope", "ε")
