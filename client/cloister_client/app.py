@@ -214,7 +214,7 @@ class Site:
             update = self._shared - start
         if mechanism.event and plan.shared_noise:
             sites = len(ticket.header.cohort)
-            ring, judged["clipped"] = with_its_part(update, plan, mechanism.event, sites, self._bytes)
+            ring = with_its_part(update, plan, mechanism.event, sites, self._bytes)
             return self._reply(ticket, {}, {"update": ring.view(np.uint8)}, metrics=judged)
         if mechanism.event and plan.privacy.unit == "site":
             update = noisy(update, plan, mechanism.event, self._bytes)

@@ -44,7 +44,14 @@ def result(arm, seed, half=0.05):
 @pytest.fixture
 def comparison(small, tmp_path):
     rows = {
-        name: {"train": train, "test": 30, "patients": train, "positives": 20, "training patients": train, "most records": 3}
+        name: {
+            "train": train,
+            "test": 30,
+            "patients": train,
+            "positives": 20,
+            "training patients": train,
+            "most records": 3,
+        }
         for name, train in (("birch", 80), ("alder", 120), ("cedar", 40))
     }
     results = [result(arm, seed) for seed in (0, 1) for arm in AUROCS]
