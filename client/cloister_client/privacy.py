@@ -183,8 +183,8 @@ def noisy(update: Vector, plan: StudyPlan, event: Event, entropy: Entropy) -> Ve
     return noise.noisy(entropy, clipped(update, clip_norm), event.noise_multiplier * clip_norm)
 
 
-def with_its_part(update: Vector, plan: StudyPlan, event: Event, sites: int, entropy: Entropy) -> tuple[Ring, float]:
-    """The update as ring elements with this hospital's part of the shared noise, and the share that was clipped.
+def with_its_part(update: Vector, plan: StudyPlan, event: Event, sites: int, entropy: Entropy) -> Ring:
+    """The update as ring elements with this hospital's part of the shared noise.
 
     ``sites`` are in the cohort. The noise is discrete Gaussian on the ring's own integers, so that what the
     coordinator adds up is a sum of noises and nothing else (Kairouz, Liu and Steinke 2021).
@@ -211,9 +211,9 @@ def with_its_part(update: Vector, plan: StudyPlan, event: Event, sites: int, ent
             mend="Raise aggregation.bound or batch_size, or lower learning_rate and raise server_learning_rate.",
         )
     ring = np.zeros(update.size, np.uint32)
-    over = encoding.add(ring, update, weight(plan, sites, 0))
+    encoding.add(ring, update, weight(plan, sites, 0))
     ring += noise.discrete_gaussian(entropy, spread, update.size).astype(np.uint32)
-    return ring, over / update.size
+    return ring
 
 
 # --- small things ------------------------------------------------------------------------------------------

@@ -260,7 +260,7 @@ def run_federated(
     sent = {name: header.estimates for name, header in final.judged.items()}
     if plan.aggregation.secure_sum:
         sent = {name: site.judge(tickets[name]) for name, site in sites.items() if name not in final.silent}
-        result.learned, result.clipped = final.numbers, max(record["numbers"]["clipped"] for record in rounds)
+        result.learned, result.clipped = final.numbers, max(record["numbers"].get("clipped", 0.0) for record in rounds)
         result.glimpse = rounds[-1]["glimpse"]
     judged = {name: _estimates(estimates, len(said[name][0])) for name, estimates in sent.items()}
     result.sites = {name: judged.get(name, {}).get("final", {}) for name in sites}
