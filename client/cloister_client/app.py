@@ -148,9 +148,9 @@ class Site:
 
         With a share of epsilon for it: noisy counts of the risks that it gives, from which metrics follow.
         """
+        event = evaluation_event(self.plan)
 
         def work() -> Reply:
-            event = evaluation_event(self.plan)
             if event is None:
                 return self._reply(ticket, {}, estimates=self.judge(ticket))
             self._commit(ticket, event)
@@ -158,7 +158,9 @@ class Site:
             found = noisy_risks(rows, risks(self.network, rows), self.plan, event, self._draw_from(ticket))
             return self._reply(ticket, {}, metrics=found)
 
-        reply = self._once(ticket, work)
+        # Exact metrics are the same whenever they are asked for. Kept, they would take the place of the last round's
+        # noisy answer, and that round asked again would be a second draw of noise for one commitment.
+        reply = self._once(ticket, work) if event or self.secure else work()
         if self.ledger:  # the study is over: what it did not spend is free again
             self.ledger.settle(self._digest)
         return reply

@@ -62,7 +62,7 @@ class Book:
         with self.writing():
             if not self.rows("SELECT 1 FROM sqlite_master WHERE name = 'entries'"):
                 self._begin()
-        self.id = str(self.rows("SELECT id FROM book")[0][0])
+        self.id = self._name()
         """A name that no other book has."""
         self.publish()
 
@@ -74,6 +74,12 @@ class Book:
         own = uuid.uuid4().hex
         self.database.execute("INSERT INTO book VALUES (?)", (own,))
         self.note("ledger", {"ledger": own})
+
+    def _name(self) -> str:
+        found = self.rows("SELECT id FROM book")
+        if len(found) != 1:
+            raise LedgerBroken(f"{self.path} has lost its name.")
+        return str(found[0][0])
 
     @contextmanager
     def writing(self) -> Generator[None, None, None]:
@@ -106,7 +112,10 @@ class Book:
             LedgerBroken: it cannot be read.
         """
         found = self.rows("SELECT what, said FROM entries ORDER BY number")
-        return [(what, self.value(said)) for what, said in found]
+        entries = [(what, self.value(said)) for what, said in found]
+        if not all(isinstance(said, dict) for _, said in entries):
+            raise LedgerBroken(f"{self.path} holds an entry that was not written by Cloister.")
+        return entries
 
     def value(self, text: str) -> Any:
         """A JSON value that a table holds.

@@ -124,10 +124,17 @@ class Ledger:
         return ceilings.in_force(self.book, self.population)
 
     def order(self, ceiling: Ceiling, first: Sequence[Event] = ()) -> float:
-        """The Rényi order at which a ceiling is kept. Only before anything counts can ``first`` change it."""
+        """The Rényi order at which a ceiling is kept. Only before anything counts can ``first`` change it.
+
+        Raises:
+            LedgerBroken: the one on file is none.
+        """
         if first and not self.counted():
             return budget.order_of(ceiling.epsilon, ceiling.delta, first)
-        return float(self.book.rows(f"SELECT rank FROM ceilings {_PLACE}", self.population, ceiling.version)[0][0])
+        ((order,),) = self.book.rows(f"SELECT rank FROM ceilings {_PLACE}", self.population, ceiling.version)
+        if order not in budget.ORDERS:
+            raise LedgerBroken(f"{self.book.path} keeps ceiling {ceiling.version} at no order of the accountant's.")
+        return float(order)
 
     def _keep_at(self, order: float, ceiling: Ceiling) -> None:
         self.book.rows(f"UPDATE ceilings SET rank = ? {_PLACE}", order, self.population, ceiling.version)

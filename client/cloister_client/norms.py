@@ -106,17 +106,30 @@ def _squared(rows: Tensor) -> Tensor:
     return torch.linalg.vector_norm(rows.flatten(1), dim=1).square_()
 
 
+def _levelled(asked: Tensor) -> tuple[Tensor, Tensor]:
+    """Each unit's ``asked`` over its largest value, and that value, [n].
+
+    The square of 1e-23 is zero in single precision. Beside inputs of 1e18, which a hostile model can make, it would
+    hide a gradient of any length from the clip.
+    """
+    within = tuple(range(1, asked.dim()))
+    top = asked.abs().amax(within, keepdim=True).clamp_(min=torch.finfo(asked.dtype).tiny)
+    return asked / top, top.flatten()
+
+
 def _gram_square(left: Tensor, right: Tensor, ones: int) -> Tensor:
     """‖Σ_t left_t ⊗ right_t‖² of each [n, T, ·], where left has ``ones`` more columns of ones; never too little.
 
     Where positions cancel, rounding could leave a norm far too small, even zero, and the clip would bound nothing.
     What single precision can hide is therefore added: ROUNDING times (Σ_t ‖left_t‖ ‖right_t‖)².
     """
+    right, top = _levelled(right)
     mine, other = torch.bmm(left, left.mT), torch.bmm(right, right.mT)
     if ones:
         mine += ones
     most = (mine.diagonal(dim1=1, dim2=2) * other.diagonal(dim1=1, dim2=2)).sqrt_().sum(1).square_()
-    return torch.linalg.vecdot(mine.flatten(1), other.flatten(1)).clamp_(min=0).add_(most, alpha=ROUNDING)
+    square = torch.linalg.vecdot(mine.flatten(1), other.flatten(1)).clamp_(min=0).add_(most, alpha=ROUNDING)
+    return square.mul_(top).mul_(top)
 
 
 @dataclass(eq=False)
@@ -179,8 +192,9 @@ class Outer:
         """Of each unit, [count]."""
         ones = len(self.biases)
         if self.came.dim() == 2 and units.alone:
-            asked, came = self.asked.square().sum(1), self.came.square().sum(1)
-            return torch.addcmul(asked, asked, came) if ones else asked * came
+            level, top = _levelled(self.asked)
+            asked, came = level.square_().sum(1), self.came.square().sum(1)
+            return (torch.addcmul(asked, asked, came) if ones else asked * came).mul_(top).mul_(top)
         came, asked = _steps(self.came), _steps(self.asked)
         if 2 * came.shape[1] ** 2 * units.pairs <= came.shape[2] * asked.shape[2] * units.count:
             return units.each(lambda a, g: _gram_square(a.flatten(1, 2), g.flatten(1, 2), ones), came, asked)

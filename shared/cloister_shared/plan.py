@@ -276,8 +276,8 @@ class Privacy(_Terms):
     """Whose presence cannot be told: a patient with all records, one record, or the hospital's whole table."""
     epsilon: Positive | None = None
     delta: Annotated[float, Field(gt=0, lt=1)] | None = None
-    clip_norm: Positive | None = None
-    """Bound on what one unit adds to a step's sum, in ℓ²."""
+    clip_norm: Annotated[float, Field(ge=1e-6, le=1e6)] | None = None
+    """Bound on what one unit adds to a step's sum, in ℓ². Far from where single precision ends, which would void it."""
     per_patient: Literal["mean", "sum"] = "mean"
     """What is clipped of a patient with several records: the mean of their gradients or the sum."""
     colluding: Annotated[int, Field(ge=0)] = 0

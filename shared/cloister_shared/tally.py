@@ -34,7 +34,9 @@ def names(plan: StudyPlan, number: int) -> tuple[str, ...]:
         case "statistics":
             own = statistics(plan)
         case "train":
-            own = ("clipped", *(() if plan.evaluation.epsilon_share else _known(GLANCE)))
+            # Where noise is shared, what is clipped is a step without noise: how much of it would tell of a row.
+            own = () if plan.shared_noise else ("clipped",)
+            own += () if plan.evaluation.epsilon_share else _known(GLANCE)
         case "evaluate" if plan.evaluation.epsilon_share:
             own = risks()
         case "evaluate":

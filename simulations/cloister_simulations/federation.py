@@ -264,7 +264,7 @@ def run_federated(
     sent = {name: header.estimates for name, header in final.judged.items()}
     if plan.aggregation.secure_sum:
         sent = {name: site.judge(tickets[name]) for name, site in sites.items() if name not in final.silent}
-        result.learned, result.clipped = final.numbers, max(record["numbers"]["clipped"] for record in rounds)
+        result.learned, result.clipped = final.numbers, max(record["numbers"].get("clipped", 0.0) for record in rounds)
         result.glimpse = rounds[-1]["glimpse"]
     if plan.statistics.histograms and final.checkpoint.statistics:
         result.cohort = cohort_view(plan, final.checkpoint.statistics)

@@ -208,6 +208,14 @@ def test_an_old_ticket_gives_no_second_noise(open_site, ticket_for, plan_with):
     assert same(again.vectors, first.vectors)
 
 
+def test_after_the_evaluation_the_last_round_gives_no_second_noise(open_site, ticket_for, plan_with):
+    """Exact metrics cost nothing, so the last round's commitment is still the newest: its answer must be there too."""
+    site = open_site(plan_with(dp=True, rounds=1))
+    first = site.train(ticket_for(site, 1))
+    site.evaluate(ticket_for(site, 2))
+    assert same(site.train(ticket_for(site, 1)).vectors, first.vectors)
+
+
 def test_old_statistics_give_no_second_noise(open_site, ticket_for, plan_with):
     site = open_site(plan_with(dp=True, normalisation={"method": "federated"}))
     first = site.statistics(ticket_for(site, 0))

@@ -206,3 +206,19 @@ def test_a_damaged_list_of_officers_is_one_sentence(folder):
     budgeted()
     (folder / "officers.json").write_text("[]")
     assert "officers.json is no roster" in said("show", code=2)
+
+
+@pytest.mark.parametrize(
+    ("edit", "why"),
+    [
+        ("UPDATE ceilings SET rank = 'x'", "at no order of the accountant's"),
+        ("UPDATE ceilings SET rank = 1", "at no order of the accountant's"),
+        ("DELETE FROM book", "has lost its name"),
+        ("INSERT INTO entries (what, said) VALUES ('budget.note', '[1]')", "was not written by Cloister"),
+    ],
+)
+def test_an_edited_ledger_is_refused_in_a_sentence(folder, edit, why):
+    budgeted()
+    with sqlite3.connect(folder / "ledger.sqlite") as database:
+        database.execute(edit)
+    assert why in " ".join(said("show", code=2).split())

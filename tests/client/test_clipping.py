@@ -595,3 +595,29 @@ def test_a_gpu_says_the_same(name: str, terms: dict[str, Any]) -> None:
     there = Clipper(model, functional.cross_entropy, 0.3, **terms)
     assert torch.allclose(there.add(x.cuda(), y.cuda(), RAGGED.cuda(), 6).cpu(), norms, rtol=2e-3)
     assert_alike([one.cpu() for one in there.take()], want, within=2e-3)
+
+
+# --- a hostile model ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("records_each", [1, 2], ids=["records", "patients"])
+def test_a_gradient_is_clipped_though_what_was_asked_has_no_square_in_single_precision(records_each):
+    """Hidden units of 1e18 times slopes of 2e-23: the square of the latter is 0, and the norm was taken for 0 too."""
+    units, count = torch.arange(4096) // records_each, 4096 // records_each
+    model = nn.Sequential(nn.Linear(1, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model[0].weight.fill_(2.2e18)
+        model[2].bias.fill_(1.0)
+        model[4].weight.fill_(1.0)
+        model[4].bias.fill_(-64 - 43.75)
+
+    def loss(output: Tensor, y: Tensor) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(output.squeeze(1), y)
+
+    x = torch.zeros(4096, 1)
+    x[:records_each] = 1.0  # of one unit alone
+    clipper = Clipper(model, loss, 1.0)
+    norms = clipper.add(x, torch.zeros(4096), units, count)
+    moved = torch.cat([total.flatten() for total in clipper.take()]).double().norm()
+    assert norms[0] > 10
+    assert moved < 1.0001

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cloister_client.dataset import Rows
 from cloister_client.privacy import Mechanism, Units, dp_sgd, noisy, refuse_running_statistics, with_its_part
-from cloister_shared import charges
+from cloister_shared import charges, tally
 from cloister_shared.budget import epsilon
 from cloister_shared.errors import PlanRefused
 from cloister_shared.noise import Entropy, reproducible
@@ -395,3 +395,15 @@ def test_noise_that_does_not_fit_is_refused(shared_plan):
     loud = amend(shared_plan(), training={"learning_rate": 500.0})
     with pytest.raises(PlanRefused, match="would not fit"):
         with_its_part(np.zeros(5, np.float32), loud, event, 9, seeded())
+
+
+def test_beside_a_shared_sum_nothing_is_told_of_a_step_without_noise(shared_plan):
+    """The share of a step that the ring clips is exact: under a bound made for it, it tells who was drawn."""
+    assert "clipped" not in tally.names(shared_plan(), 1)
+    assert "clipped" in tally.names(amend(shared_plan(), privacy={"mechanism": "site"}), 1)
+
+
+@pytest.mark.parametrize("clip_norm", [1e-7, 1e-44, 1e7, 1e39, 1e300])
+def test_a_clip_norm_near_the_ends_of_single_precision_is_refused(plan_with, clip_norm):
+    with pytest.raises(PlanRefused, match="clip_norm"):
+        plan_with(privacy=DP | {"clip_norm": clip_norm})
