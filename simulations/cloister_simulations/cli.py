@@ -108,11 +108,12 @@ def check(file: Annotated[str, typer.Argument(help="A scenario file, or a scenar
     """Read a scenario and say what it would run, or what is wrong with it."""
     with plain_errors():
         one_core()
+        from cloister_shared.plan_file import amend
+        from cloister_shared.plan_text import guarantee, paragraphs, standings, turned_off
         from cloister_simulations.scenario import read_scenario
 
         read = read_scenario(file)
         plan = read.plan
-        aggregation = "on" if plan.aggregation.secure_sum else "off: the coordinator sees each hospital's update"
         facts = {
             "study": f"{plan.study}: {plan.title}",
             "plan digest": plan.digest,
@@ -120,11 +121,15 @@ def check(file: Annotated[str, typer.Argument(help="A scenario file, or a scenar
             "features": str(len(plan.table.features)),
             "rounds": str(plan.rounds),
             "seeds": ", ".join(map(str, read.simulation.seeds)),
-            "epsilon": _epsilons(read),
-            "secure sum": aggregation,
+            "epsilon": _epsilons(read) + (f" at delta {plan.privacy.delta:g}" if plan.privacy.delta else ""),
+            **{term.lower(): said for term, said in guarantee(plan).items()},
+            "secure sum": "on" if plan.aggregation.secure_sum else "off",
         }
-        for name, fact in facts.items():
-            typer.echo(f"{name:<12} {fact}")
+        typer.echo(paragraphs(facts))
+        for epsilon in _levels(read) if plan.shared_noise else ():
+            typer.echo(f"\nFederated, ε = {epsilon:g}\n{standings(amend(plan, privacy={'epsilon': epsilon}))}")
+        for sentence in turned_off(plan):
+            typer.secho(sentence, fg="red", bold=True)
 
 
 @app.command()
@@ -138,7 +143,10 @@ def attack(
         one_core()
         _one_of("attack", (name,), ATTACKS)
         _hush()
-        _attack("json" if json else "markdown" if markdown else "table")
+        from cloister_simulations.attacks import shown
+
+        if shown.tell("json" if json else "markdown" if markdown else "table", _console()):
+            raise typer.Exit(SUCCEEDED)
 
 
 @app.command()
@@ -160,7 +168,10 @@ def audit(
             if not 0.01 <= claim <= 100:
                 raise PlanRefused(f"--epsilon {claim:g} cannot be audited.", mend="Write a number from 0.01 to 100.")
         _hush()
-        _audit(tuple(epsilon or (2.0, 8.0)), plant, seconds, json)
+        from cloister_simulations.audit import told
+
+        if not told.tell(tuple(epsilon or (2.0, 8.0)), plant, seconds, _console(), as_json=json):
+            raise typer.Exit(REFUSED)
 
 
 def main() -> None:
@@ -168,75 +179,11 @@ def main() -> None:
     app()
 
 
-# --- attacking ---------------------------------------------------------------------------------------------
-def _attack(form: str) -> None:
-    import dataclasses
-    import json
-
-    from rich.console import Console
-
-    watched = Console(stderr=True, highlight=False)
-    with tempfile.TemporaryDirectory() as folder, watched.status("Six hospitals are set up …") as status:
-        from cloister_simulations.attacks import suite
-        from cloister_simulations.engines import hushed
-
-        with hushed("cloister", logging.CRITICAL):  # each refusal is in the table
-            found, known = suite.run_all(
-                Path(folder), lambda name, done, all_: status.update(f"{done} of {all_}: {name} …")
-            )
-    succeeded = [outcome.name for outcome in found if not outcome.refused]
-    if form == "json":
-        said = {"attacks": found, "not stopped": known}
-        asdict = {key: [dataclasses.asdict(outcome) for outcome in outcomes] for key, outcomes in said.items()}
-        typer.echo(json.dumps({**asdict, "succeeded": succeeded}, indent=1, ensure_ascii=False))
-    elif form == "markdown":
-        typer.echo(suite.as_markdown(found, known))
-    else:
-        console = Console(highlight=False)
-        if not console.is_terminal and "COLUMNS" not in os.environ:
-            console = Console(highlight=False, width=_WIDTH)
-        for part in suite.tables(found, known):
-            console.print(part)
-        console.print(
-            f"{len(found) - len(succeeded)} of {len(found)} attacks were refused."
-            + (f" Not refused: {', '.join(succeeded)}." if succeeded else ""),
-            style="bold red" if succeeded else "bold",
-        )
-    if succeeded:
-        raise typer.Exit(SUCCEEDED)
-
-
-# --- auditing ----------------------------------------------------------------------------------------------
-def _audit(epsilons: Sequence[float], plant: str | None, seconds: float, as_json: bool) -> None:
-    import json
-
-    from rich.console import Console
-
-    from cloister_simulations.audit import told
-    from cloister_simulations.audit.mechanism import Plant
-
-    found = told.watched(epsilons, Plant(plant) if plant else None, seconds)
-    if as_json:
-        typer.echo(json.dumps([one.as_json() for one in found], indent=1, ensure_ascii=False))
-    else:
-        console = Console(highlight=False)
-        if not console.is_terminal and "COLUMNS" not in os.environ:
-            console = Console(highlight=False, width=_WIDTH)
-        for part in (*told.tables(found), *told.sentences(found)):
-            console.print(part)
-    if any(one.verdict != "holds" for one in found):
-        raise typer.Exit(REFUSED)
-
-
 # --- running -----------------------------------------------------------------------------------------------
 def _run(typed: str, scenario: Scenario, options: Options) -> None:
-    from rich.console import Console
-
     from cloister_simulations.federation import arms_of, compare
 
-    console = Console(highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(highlight=False, width=_WIDTH)
+    console = _console()
     if not (arms := arms_of(scenario, options.arms)):
         raise PlanRefused("The plan has no privacy, so there is no arm private.", mend="Leave out --arm private.")
     try:
@@ -311,6 +258,14 @@ def _tell(typed: str, found: Comparison, console: Console) -> None:
         console.print(f"  {command}\n      {why}", soft_wrap=True)
 
 
+def _console() -> Console:
+    """The terminal; what is no terminal is as wide as our tables."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(highlight=False, width=_WIDTH)
+
+
 # --- what can be wrong with a command ----------------------------------------------------------------------
 def _hush() -> None:
     """Leave out what tells a user nothing: Opacus on inputs that need no gradient, and Flower's log."""
@@ -366,9 +321,12 @@ def _hospitals(scenario: Scenario) -> str:
     return f"{source.source}: {words.get(source.source, f'{sites} invented hospitals')}"
 
 
+def _levels(scenario: Scenario) -> list[float]:
+    return [level for level in scenario.simulation.epsilons or (scenario.plan.privacy.epsilon,) if level]
+
+
 def _epsilons(scenario: Scenario) -> str:
-    levels = scenario.simulation.epsilons or (scenario.plan.privacy.epsilon,)
-    return ", ".join(f"{level:g}" for level in levels if level) or "none"
+    return ", ".join(f"{level:g}" for level in _levels(scenario)) or "none"
 
 
 if __name__ == "__main__":

@@ -120,7 +120,6 @@ def html(comparison: Comparison) -> str:
         judged=learned.judged(comparison),
         cohort=learned.cohort(comparison),
         guarantee=plan_text.guarantee(plan),
-        off=plan_text.turned_off(plan),
         by_records=guarantees.by_records(comparison),
         certificates=guarantees.certificates(comparison),
         missed=missed[:_MOST_MISSED],

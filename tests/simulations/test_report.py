@@ -9,10 +9,13 @@ import pytest
 import yaml
 from rich.console import Console
 
+from cloister_server.statistics import cohort_view
+from cloister_shared import budget, tally
+from cloister_shared.charges import charges
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend
 from cloister_shared.tasks.metrics import METRICS, Estimate
-from cloister_simulations import findings, report
+from cloister_simulations import figures, findings, guarantees, report
 from cloister_simulations.federation import Arm, Comparison, Result
 
 POOLED, ALONE, FEDERATED, PRIVATE = Arm("pooled"), Arm("alone"), Arm("federated"), Arm("private", 2.0)
@@ -101,7 +104,7 @@ def test_the_page_says_what_each_reader_looks_for(comparison):
         "0.840–0.850",  # and the range over seeds
         "1.99",  # the most that a ledger counts
         "1.9876",
-        "Add or remove one record",
+        "Add or remove one patient",
         "constants written in the plan",
         "Federated, no privacy, seed 1: round 3, birch: <late> & gone",
         "engine in-process",
@@ -118,10 +121,21 @@ def test_the_plan_on_the_page_is_the_plan(comparison):
     assert StudyPlan.model_validate_json(json.dumps(terms)).digest == comparison.scenario.plan.digest
 
 
+def test_nothing_is_red_where_nothing_is_turned_off(comparison):
+    page = report.html(with_plan(comparison, evaluation={"epsilon_share": 0.1}))
+    assert 'class="bad"' not in page
+    assert 'class="red"' not in page
+
+
+def test_exact_metrics_are_said_in_red(comparison):
+    page = report.html(comparison)
+    assert page.count('class="bad"') == 1
+    assert "Held-out metrics EXACT. ε does not cover them" in words(page)
+
+
 def test_secure_sum_off_is_said_in_red(comparison):
-    assert 'class="bad"' not in report.html(comparison)
     page = report.html(with_plan(comparison, aggregation={"secure_sum": False}))
-    assert 'class="bad"' in page
+    assert page.count('class="bad"') == 2
     said = "Secure sum OFF. With differential privacy on, the coordinator sees each hospital's noisy update."
     assert said in words(page)
     assert "un-noised update" in words(page)
@@ -146,7 +160,10 @@ def test_reproducible_noise_is_loud_everywhere(comparison):
 
 
 def test_without_a_private_arm_nothing_is_promised(comparison):
-    page = words(report.html(without(comparison, "private")))
+    page = report.html(without(comparison, "private"))
+    assert 'class="bad"' in page
+    page = words(page)
+    assert "Differential privacy OFF." in page
     assert "No arm of this report trained with differential privacy" in page
     assert "What ε does not cover" not in page
 
@@ -271,3 +288,130 @@ def test_what_the_coordinator_saw_is_shown(comparison):
         "up to 1.5%",
     ):
         assert text in page, text
+
+
+# --- what stands behind epsilon ------------------------------------------------------------------------------
+SHARED = {
+    "privacy": {"mechanism": "shared", "colluding": 1, "epsilon_alone": 6.0},
+    "cohort": {"min_sites": 4},
+    "aggregation": {"weights": "equal"},
+    "training": {"local_steps": 1, "sample_rate": 0.25},
+}
+
+
+def test_a_hospital_that_adds_all_noise_trusts_nobody(comparison):
+    page = words(report.html(comparison))
+    assert "Mechanism DP-SGD at each hospital. Each patient enters a step with all records" in page
+    assert "Trusted Nobody outside the hospital" in page
+    assert "Inside ε Training, 4 rounds of 3 noisy steps each." in page
+    assert "Outside ε EXACT metrics of held-out patients" in page
+    assert "who would have to collude" not in page
+
+
+def test_shared_noise_has_its_certificate(comparison):
+    changed = with_plan(comparison, **SHARED)
+    page = report.html(changed)
+    assert "Epsilon holds against the coordinator and up to 1 of the other hospitals" in words(page)
+    (rows,) = guarantees.certificates(changed).values()
+    assert [row.colluding for row in rows] == [0, 1, 2, 3]
+    for row in rows:
+        assert f"{row.who} {row.colluding} of 3 {row.noise:.0%} {row.epsilon:.3f}" in words(page)
+    assert rows[1].epsilon <= PRIVATE.epsilon * (1 + 1e-9)
+    assert rows[3].epsilon > PRIVATE.epsilon  # what all others together could learn
+    assert f'class="red">{rows[3].epsilon:.3f}' in page
+
+
+def test_counting_by_record_would_have_hidden_patients_with_many(comparison):
+    found = guarantees.by_records(comparison)
+    assert found
+    assert list(found.found) == [1, 2, 3, 4, 8]
+    values = list(found.found.values())
+    assert values == sorted(values)
+    assert found.found[1] <= PRIVATE.epsilon < found.found[2]
+    page = report.html(comparison)
+    assert "What counting by record would have hidden" in page
+    assert f"3 records, the most of any patient here {found.found[3]:.2f} 2 " in words(page)
+    assert 'class="red"' not in page
+
+
+def test_a_quick_bound_stays_a_bound(comparison):
+    plan = guarantees.private_arms(comparison)[PRIVATE]
+    events = charges(plan, 20)
+    exact = budget.pld_epsilon([replace(event, records=2) for event in events], 1e-5)
+    quick = guarantees._of_patient(events, 1e-5, 2)
+    assert exact <= quick <= 1.03 * exact
+    whole = (replace(events[0], sample_rate=1.0, steps=1),)  # all records at once: a Gaussian, twice as near
+    assert guarantees._of_patient(whole, 1e-5, 2) == pytest.approx(
+        budget.pld_epsilon([replace(whole[0], noise_multiplier=whole[0].noise_multiplier / 2)], 1e-5), rel=1e-3
+    )
+
+
+def test_in_a_plan_by_record_what_a_patient_gets_is_red(comparison):
+    changed = with_plan(comparison, privacy={"unit": "record"})
+    for counts in changed.rows.values():
+        counts["most records"] = 100  # counted up to 64
+    found = guarantees.by_records(changed)
+    assert found
+    assert list(found.found) == [1, 2, 4, 8, 64]
+    assert found.found[64] is None  # over 100
+    page = report.html(changed)
+    assert "What counting by record hides" in page
+    assert 'class="red">over 100<' in page
+    assert f'class="red">{found.found[4]:.2f}<' in page
+    assert f'class="red">{found.found[1]:.2f}<' not in page
+    assert "In red: what such a patient really gets" in words(page)
+    for result in changed.results:
+        result.epsilon = dict.fromkeys(result.epsilon, 7.5)
+    assert 'class="red">7.5000' in report.html(changed)
+
+
+def test_what_the_coordinator_learned_stands_beside_the_truth(comparison):
+    changed = with_plan(comparison, evaluation={"epsilon_share": 0.1})
+    for found in changed.results:
+        if found.arm is PRIVATE:
+            found.learned = {"final auroc": 0.7654, "final brier": None}
+            found.curve = [{"round": n} for n in range(4)] + [{"round": 4, "auroc": 0.8}]
+    page = report.html(changed)
+    assert "AUROC 0.765 0.800" in words(page)  # of the first seed
+    assert "Brier score – 0.500" in words(page)
+    assert "known to the simulation alone" in words(page)
+    assert "Metrics on held-out rows: their mean" not in words(page)
+    assert "With privacy the model is judged at the end alone" in words(page)
+    learned = [line["learned"] for line in report.metrics_lines(changed) if "learned" in line]
+    assert learned[0] == {"final auroc": 0.7654, "final brier": None}
+
+
+def test_an_arm_judged_at_the_end_alone_has_a_mark_and_no_line(comparison):
+    arms = findings.by_arm(comparison)
+    lines = figures.curves({PRIVATE: arms[PRIVATE]})
+    for found in arms[PRIVATE]:
+        found.curve = [{"round": 4, "auroc": 0.8}]
+    assert "<use" in figures.curves({PRIVATE: arms[PRIVATE]}).split("legend")[0]
+    assert lines.count("<use") < figures.curves({PRIVATE: arms[PRIVATE]}).count("<use") + 20
+
+
+def test_the_cohort_is_shown_with_its_noise_and_its_price(comparison):
+    changed = with_plan(comparison, statistics={"histograms": 4, "epsilon_share": 0.25})
+    plan = guarantees.private_arms(changed)[PRIVATE]
+    seen = cohort_view(plan, {name: 10.0 * at for at, name in enumerate(tally.statistics(plan))})
+    assert "The cohort" not in report.html(changed)
+    for found in changed.results:
+        found.cohort = seen if found.arm is PRIVATE else {}
+    page = report.html(changed)
+    assert "The cohort, under differential privacy, noise included" in page
+    assert page.count('class="card"') == len(tally.histograms(plan))
+    assert "<title>18 to 41: 0</title>" in page
+    assert f"{10 * (len(tally.statistics(plan)) - 1):,}" in words(page)  # the last cell: the outcome, yes
+    cost = guarantees.statistics_cost(plan)
+    assert cost == pytest.approx(0.5, rel=1e-3)
+    assert f"All of this cost ε = {cost:.3f} by itself" in words(page)
+
+
+def test_a_cohort_without_privacy_is_called_exact(comparison):
+    changed = without(with_plan(comparison, statistics={"histograms": 4}), "private")
+    plan = changed.scenario.plan
+    for found in changed.results:
+        found.cohort = cohort_view(plan, dict.fromkeys(tally.statistics(plan), 3.0))
+    page = words(report.html(changed))
+    assert "The cohort, exact: not under differential privacy" in page
+    assert "All of this cost" not in page

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -14,6 +16,19 @@ from rich.table import Table
 from cloister_simulations.audit.canaries import Size
 from cloister_simulations.audit.gate import Finding, audit
 from cloister_simulations.audit.mechanism import Plant
+
+
+def tell(
+    epsilons: Sequence[float], plant: str | None, seconds: float, console: Console, *, as_json: bool = False
+) -> bool:
+    """Audit each claim and show what was found; whether every one holds. ``plant`` is one of ``Plant``."""
+    found = watched(epsilons, Plant(plant) if plant else None, seconds)
+    if as_json:
+        sys.stdout.write(json.dumps([one.as_json() for one in found], indent=1, ensure_ascii=False) + "\n")
+    else:
+        for part in (*tables(found), *sentences(found)):
+            console.print(part)
+    return all(one.verdict == "holds" for one in found)
 
 
 def watched(epsilons: Sequence[float], plant: Plant | None, seconds: float, size: Size | None = None) -> list[Finding]:
