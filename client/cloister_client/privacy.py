@@ -29,7 +29,7 @@ from cloister_shared.masking import Ring, encoding_of, norm, weight
 from cloister_shared.noise import Entropy
 from cloister_shared.plan import Privacy, StudyPlan
 from cloister_shared.shared_noise import rounding_inflation
-from cloister_shared.tasks.zoo import Task
+from cloister_shared.tasks.zoo import Augmentation, Augmenting, Task
 
 Gradient = Callable[[], None]
 """Draws a batch and leaves its gradient in the ``grad`` of the mechanism's parameters."""
@@ -108,10 +108,11 @@ def dp_sgd(model: nn.Module, task: Task, rows: Rows, plan: StudyPlan, event: Eve
 
     Each unit enters a step with all its rows by a draw of its own, and is clipped once; the sum is divided by
     batch_size, whatever the draw. The number of units is taken as public. Where the hospitals share the noise,
-    the gradient has none: ``with_its_part`` adds it where the update leaves.
+    the gradient has none: ``with_its_part`` adds it where the update leaves. With ``training.augment`` a unit's rows
+    are taken several times, each time varied by the task; the one clip is of the mean over all of them.
 
     Raises:
-        PlanRefused: the model keeps statistics that no clip bounds, such as BatchNorm's.
+        PlanRefused: the model keeps statistics that no clip bounds, such as BatchNorm's, or the task cannot augment.
     """
     refuse_running_statistics(model)
     terms, units = plan.privacy, Units.of(rows, plan.privacy.unit or "record")
@@ -120,18 +121,30 @@ def dp_sgd(model: nn.Module, task: Task, rows: Rows, plan: StudyPlan, event: Eve
         model, task.loss, clip_norm, per_unit=terms.per_patient, at_once=PHYSICAL_BATCH, notice=log.warning
     )
     spread = 0.0 if plan.shared_noise else event.noise_multiplier * clip_norm
+    copies, varied = _augmented(task, plan)
 
     def gradient() -> None:
         model.train()
         drawn = noise.draw_subset(entropy, len(units), event.sample_rate)
-        at, whose = units.rows_of(drawn)
-        clipper.add(rows.x[at], rows.y[at], torch.from_numpy(whose), len(drawn))
+        at, whose = (np.repeat(numbers, copies) for numbers in units.rows_of(drawn))
+        clipper.add(varied(rows.x[at], entropy), rows.y[at], torch.from_numpy(whose), len(drawn))
         # An empty draw still releases its noise, or its absence would tell.
         for parameter, total in zip(clipper.parameters, clipper.take(), strict=True):
             said = torch.from_numpy(noise.noisy(entropy, total.numpy(), spread)) if spread else total
             parameter.grad = (said / plan.training.batch_size).view_as(parameter)
 
     return Mechanism(clipper.parameters, gradient, event)
+
+
+def _augmented(task: Task, plan: StudyPlan) -> tuple[int, Augmentation]:
+    """How often a record is taken, and how each copy is varied."""
+    if plan.training.augment is None:
+        return 1, lambda x, entropy: x
+    if not isinstance(task, Augmenting):
+        raise PlanRefused(
+            f"The task {plan.task.name} has no augmentation of its own.", mend="Take out training.augment."
+        )
+    return plan.training.augment.copies, task.augmentation(plan)
 
 
 def plan_cost(plan: StudyPlan, dataset: Dataset) -> Cost:

@@ -243,6 +243,17 @@ class Aggregation(_Terms):
     """Bits after the point; as many as fit, if absent."""
 
 
+class Augment(_Terms):
+    """Under DP: every record of a step is taken ``copies`` times, each time a little different (De et al. 2022).
+
+    All copies lie in the mean that is clipped of their patient or record, so that epsilon stays what it was.
+    """
+
+    copies: Annotated[int, Field(ge=2, le=64)]
+    jitter: Annotated[float, Field(ge=0, le=10)]
+    """Standard deviation of what is added to each number input, once centred and scaled; 0/1 inputs stay."""
+
+
 class Training(_Terms):
     """The local work of one round."""
 
@@ -254,6 +265,7 @@ class Training(_Terms):
     sample_rate: Annotated[float, Field(gt=0, le=1)] | None = None
     """Under DP: each unit's chance to enter a step; batch_size over the hospital's units if absent."""
     local_steps: Count
+    augment: Augment | None = None
 
 
 class Mechanism(StrEnum):

@@ -143,6 +143,12 @@ def _privacy(plan: StudyPlan) -> Iterator[Broken]:
                 "is a term of differential privacy, and mechanism is none",
                 "Take it out; batch_size says how many rows a step has.",
             )
+        if plan.training.augment:
+            yield Broken(
+                ("training", "augment"),
+                "makes copies that one clip covers, and with mechanism none there is no clip",
+                "Take it out.",
+            )
         return
     for key, value in given.items():
         if value is None:
@@ -162,6 +168,12 @@ def _privacy(plan: StudyPlan) -> Iterator[Broken]:
         )
     if terms.unit != "patient" and terms.per_patient != "mean":
         yield Broken(("privacy", "per_patient"), f"means nothing with unit {terms.unit}", "Take it out.")
+    if plan.training.augment and terms.per_patient == "sum":
+        yield Broken(
+            ("training", "augment"),
+            "makes copies of records, which per_patient: sum would count as further records",
+            "Write per_patient: mean, or take augment out.",
+        )
     if terms.unit == "site":
         yield from _site_level(plan)
     if plan.shared_noise:
@@ -190,6 +202,12 @@ def _privacy(plan: StudyPlan) -> Iterator[Broken]:
 
 
 def _site_level(plan: StudyPlan) -> Iterator[Broken]:
+    if plan.training.augment:
+        yield Broken(
+            ("training", "augment"),
+            "makes copies that one patient's clip covers, and with unit site a whole update is clipped instead",
+            "Take it out.",
+        )
     if plan.training.sample_rate is not None:
         yield Broken(
             ("training", "sample_rate"), "means nothing with unit site, where all rows are one unit", "Take it out."

@@ -151,7 +151,7 @@ def plan_for(plan: StudyPlan, arm: Arm, seed: int) -> StudyPlan:
         plan,
         seed=seed,
         privacy=none,
-        training={"sample_rate": None},
+        training={"sample_rate": None, "augment": None},
         statistics={"epsilon_share": None},
         evaluation={"epsilon_share": None},
     )

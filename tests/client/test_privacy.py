@@ -23,7 +23,7 @@ from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend
 from cloister_shared.tasks import tabular
 from cloister_shared.tasks.layout import initial_model
-from cloister_shared.tasks.zoo import Task
+from cloister_shared.tasks.zoo import Augmentation, Task
 
 CLIP = 0.7
 DP = {"mechanism": "site", "unit": "record", "epsilon": 3.0, "delta": 1e-5, "clip_norm": 1.0}
@@ -317,6 +317,100 @@ def test_patients_are_drawn_whole(no_noise, by_patient, rows, recorder):
         assert set(counts) == {3}
 
 
+# --- copies ------------------------------------------------------------------------------------------------
+AUGMENT = {"augment": {"copies": 4, "jitter": 0.5}}
+
+
+class Louder:
+    """A task with an augmentation of its own: the second copy of a record is twice as large, the third thrice."""
+
+    model, loss, risk = staticmethod(tabular.model), staticmethod(tabular.loss), staticmethod(tabular.risk)
+
+    @staticmethod
+    def augmentation(plan: StudyPlan) -> Augmentation:
+        assert plan.training.augment
+        copies = plan.training.augment.copies
+        return lambda x, entropy: x * (1 + torch.arange(len(x)) % copies)[:, None]
+
+
+def by_copies(plan: StudyPlan, rows: Rows, clip_norm: float) -> Tensor:
+    """De et al. 2022, section 3.2, a patient at a time: the mean over records and copies first, then the clip."""
+    total = torch.zeros((), dtype=torch.float64)
+    for patient in np.unique(rows.patients):
+        own = only(rows, np.flatnonzero(rows.patients == patient))
+        model = initial_model(plan)
+        sum(tabular.loss(model(own.x * times), own.y) / 4 for times in (1, 2, 3, 4)).backward()
+        gradient = gradient_of(model).double()
+        total = total + gradient / max(1.0, float(gradient.norm()) / clip_norm)
+    return (total / plan.training.batch_size).float()
+
+
+@pytest.mark.parametrize("task", [{"name": "tabular"}, MLP])
+@pytest.mark.parametrize("clip_norm", [1e-3, 0.5, 1e6])
+def test_one_clip_covers_all_copies_of_a_patients_records(no_noise, by_patient, rows, task, clip_norm):
+    plan = amend(by_patient(clip_norm=clip_norm), task=task, training=AUGMENT)
+    some = Rows(rows().x, rows().y, np.arange(24) // 3)
+    found = one_gradient(plan, some, Louder())
+    torch.testing.assert_close(found, by_copies(plan, some, clip_norm), rtol=2e-5, atol=2e-6 * clip_norm / 24 + 1e-9)
+
+
+def test_no_patient_moves_the_sum_by_more_than_the_clip_however_many_copies(no_noise, by_patient, rows):
+    plan, wild = amend(by_patient(), training=AUGMENT), Rows(rows().x, rows().y, np.arange(24) // 3)
+    wild.x[:8] *= torch.tensor([1e2, 1e4, 1e8, 1e15, 1e19, 1e25, 1e30, 1e37])[:, None]
+    with_all, moved = one_gradient(plan, wild, Louder()), list[float]()
+    for out in range(8):
+        without = one_gradient(plan, only(wild, np.flatnonzero(wild.patients != out)), Louder())
+        moved.append(float((with_all - without).norm()) * plan.training.batch_size)
+        alone = one_gradient(plan, only(wild, np.flatnonzero(wild.patients == out)))  # with the task's own jitter
+        assert float(alone.norm()) * plan.training.batch_size <= CLIP * (1 + 1e-4)
+    assert 0.99 * CLIP < max(moved) <= CLIP * (1 + 1e-4)
+
+
+def test_copies_cost_no_epsilon(by_patient):
+    plan = by_patient()
+    assert charges.charges(amend(plan, training=AUGMENT), 24) == charges.charges(plan, 24)
+
+
+@pytest.mark.parametrize("unit", ["patient", "record"])
+def test_copies_without_jitter_change_nothing(no_noise, by_patient, rows, unit):
+    plan, some = by_patient(unit=unit), repeated(rows(), 2)
+    copied = amend(plan, training={"augment": {"copies": 4, "jitter": 0.0}})
+    torch.testing.assert_close(one_gradient(copied, some), one_gradient(plan, some))
+
+
+def test_jitter_is_of_its_size_fresh_for_each_copy_and_on_numbers_alone(plan_with):
+    features = [
+        {"name": "age", "kind": "number", "range": [0, 90], "missing": "indicator", "fill": 50},
+        {"name": "rhythm", "kind": "category", "categories": ["sinus", "paced"]},
+        {"name": "smoker", "kind": "boolean"},
+        {"name": "weight", "kind": "number", "range": [30, 250]},
+    ]
+    plan = plan_with(dp=True, table={"features": features}, training=AUGMENT)
+    x = torch.ones(20_000, 6)
+    added = (tabular.augmentation(plan)(x, seeded(8)) - x).double().numpy()
+    assert not added[:, 1:5].any()  # age is missing, sinus, paced, smoker
+    assert (x == 1).all()  # the rows themselves stay as they were
+    jitter = added[:, [0, 5]].ravel()
+    assert stats.kstest(jitter / 0.5, "norm").pvalue > 0.001
+    assert len(np.unique(jitter)) > 0.99 * jitter.size
+
+
+def test_jitter_comes_from_the_mechanisms_bytes(no_noise, by_patient, rows):
+    plan, found = amend(by_patient(), training=AUGMENT), list[Tensor]()
+    for seed in (1, 1, 2):
+        model = initial_model(plan)
+        private(model, tabular, rows(), plan, seeded(seed)).gradient()
+        found.append(gradient_of(model).clone())
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_a_task_without_augmentation_is_refused_one(dp_plan, rows, recorder):
+    with pytest.raises(PlanRefused, match="has no augmentation of its own"):
+        private(nn.Linear(3, 1), recorder(), rows(), amend(dp_plan(), training=AUGMENT), seeded())
+
+
+# --- units -------------------------------------------------------------------------------------------------
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.data())
 def test_units_give_back_all_rows_of_whom_they_are_asked(patients, data):
     some = Rows(torch.zeros(len(patients), 1), torch.zeros(len(patients)), np.array(patients))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cloister_shared.noise import Entropy, gaussians
 from cloister_shared.plan import StudyPlan
 from cloister_shared.schema import columns
 
@@ -69,6 +70,22 @@ def slope(output: NDArray[np.float32], target: NDArray[np.float32]) -> NDArray[n
 def risk(output: Tensor) -> NDArray[np.float64]:
     """Predicted probabilities of the positive outcome, shape [n]."""
     return _sigmoid(output.numpy()[:, 0].astype(np.float64))
+
+
+def augmentation(plan: StudyPlan) -> Callable[[Tensor, Entropy], Tensor]:
+    """Gaussian jitter on the number inputs, shapes [n, inputs]; what is 0 or 1 by its meaning stays as it is."""
+    everything, terms = columns(plan.table), plan.training.augment
+    at = [i for i, column in enumerate(everything) if column.kind == "number" and not column.absent]
+    jitter = terms.jitter if terms else 0.0
+
+    def jittered(x: Tensor, entropy: Entropy) -> Tensor:
+        changed = x.clone()
+        if jitter and at:
+            noise = gaussians(entropy, len(x) * len(at)).reshape(len(x), len(at))
+            changed[:, at] += torch.from_numpy((jitter * noise).astype(np.float32))
+        return changed
+
+    return jittered
 
 
 def _sigmoid(logits: NDArray[Float]) -> NDArray[Float]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cloister_shared.noise import Entropy
 from cloister_shared.plan import StudyPlan
 from cloister_shared.tasks import tabular
 
@@ -43,6 +45,20 @@ class Sloped(Task, Protocol):
     @staticmethod
     def slope(output: NDArray[np.float32], target: NDArray[np.float32]) -> NDArray[np.float32]:
         """The derivative of ``loss`` by each output, shaped like the output."""
+        ...
+
+
+Augmentation = Callable[[Tensor, Entropy], Tensor]
+"""Records' inputs, each of them changed a little and independently; the shape stays."""
+
+
+@runtime_checkable
+class Augmenting(Task, Protocol):
+    """A task whose records can be varied without changing what they mean: optional, for ``training.augment``."""
+
+    @staticmethod
+    def augmentation(plan: StudyPlan) -> Augmentation:
+        """How. No record's change may depend on another record, or no clip would bound what one does."""
         ...
 
 
