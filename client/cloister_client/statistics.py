@@ -87,5 +87,4 @@ def _weights(rows: Rows, plan: StudyPlan) -> Vector:
     if plan.privacy.unit != "patient":
         return np.ones(len(rows))
     _, whose, counts = np.unique(rows.patients, return_inverse=True, return_counts=True)
-    weights: Vector = 1.0 / counts[whose]
-    return weights
+    return np.asarray(1.0 / counts[whose], dtype=np.float64)
