@@ -178,8 +178,8 @@ class Outer:
     rows: slice | None = None
     kept: Tensor | None = field(default=None, init=False)
     kept_bias: Tensor | None = field(default=None, init=False)
-    """Of each unit, as ``kept``. What is clipped is what was measured: a unit's records may be huge and cancel, and added
-    one by one to the sum they would take everybody's low bits with them."""
+    """Of each unit, as ``kept``. What is clipped is what was measured: a unit's records may be huge and cancel, and
+    added one by one to the sum they would take everybody's low bits with them."""
 
     @property
     def parameters(self) -> tuple[int, ...]:

@@ -625,7 +625,7 @@ def test_a_gradient_is_clipped_though_what_was_asked_has_no_square_in_single_pre
 
 
 def test_whether_a_model_is_refused_does_not_depend_on_rows():
-    """Of two inputs a standardised weight has no direction left to move: what Opacus finds is rounding, and no fault."""
+    """Of two inputs a standardised weight has no direction left to move: what Opacus finds is rounding."""
     for seed in range(20):
         torch.manual_seed(seed)
         model = nn.Sequential(StandardisedLinear(2, 4), nn.ReLU(), nn.Linear(4, CLASSES))
