@@ -31,7 +31,7 @@ Objective = Callable[[Tensor], Tensor]
 """What a gradient is asked of: a number made from the model's output."""
 
 PROBED = 4
-"""Records of the first batch by which a model is tried."""
+"""Records by which a model is tried before the first batch."""
 
 
 class Clipper:
@@ -100,8 +100,9 @@ class Clipper:
             PlanRefused: the model or the loss mixes records, so that no clip bounds what one of them does.
         """
         with torch.no_grad():
-            if len(x) > 1 and not self._probed:
-                self._probe(x[:PROBED], y[:PROBED])
+            if len(x) and not self._probed:
+                some = torch.arange(PROBED, device=x.device) % len(x)
+                self._probe(_invented(x[some]), y[some])
                 self._probed = True
             if self._at_once is None or len(x) <= self._at_once:
                 return self._add(x, y, units, count)
@@ -187,6 +188,13 @@ class Clipper:
             )
 
 
+def _invented(x: Tensor) -> Tensor:
+    """Numbers in the place of measured ones: whether a model is refused must not tell of a row."""
+    if not x.is_floating_point():
+        return x
+    return torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
+
+
 def _parts(units: Tensor, count: int, at_once: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Units and their records, as many units at a time as have at most so many records."""
     sizes = torch.bincount(units, minlength=count)
@@ -208,8 +216,10 @@ def _opacus(model: nn.Module, place: dict[nn.Parameter, int]) -> Callable[[Tenso
     except (NotImplementedError, ValueError) as refused:
         raise PlanRefused(f"The model cannot be clipped: {refused}", mend="Use other layers.") from refused
     hooked.disable_hooks()
+    tried = False
 
     def uses(x: Tensor, objective: Objective) -> list[Use]:
+        nonlocal tried
         before = [parameter.grad for parameter in place]
         for parameter in place:
             parameter.grad = None
@@ -222,11 +232,13 @@ def _opacus(model: nn.Module, place: dict[nn.Parameter, int]) -> Callable[[Tenso
                 each: Tensor | None = getattr(parameter, "grad_sample", None)
                 if each is not None and len(each) == len(x):
                     found.append(Direct(at, parameter.shape, each))
-                if parameter.grad is not None and not _adds_up(each, parameter.grad):
+                # Of invented records alone: rounding in a model made for it would else tell who is in a batch.
+                if not tried and parameter.grad is not None and not _adds_up(each, parameter.grad):
                     raise PlanRefused(
                         "Opacus does not see every use of a layer's parameters, so no clip bounds them.",
                         mend="Use layers of torch.nn, each called as a layer.",
                     )
+            tried = True
             return found
         finally:
             hooked.disable_hooks()

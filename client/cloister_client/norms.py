@@ -177,6 +177,9 @@ class Outer:
     biases: tuple[tuple[int, torch.Size], ...]
     rows: slice | None = None
     kept: Tensor | None = field(default=None, init=False)
+    kept_bias: Tensor | None = field(default=None, init=False)
+    """Of each unit, as ``kept``. What is clipped is what was measured: a unit's records may be huge and cancel, and
+    added one by one to the sum they would take everybody's low bits with them."""
 
     @property
     def parameters(self) -> tuple[int, ...]:
@@ -200,7 +203,10 @@ class Outer:
             return units.each(lambda a, g: _gram_square(a.flatten(1, 2), g.flatten(1, 2), ones), came, asked)
         self.kept = self._whole(units)
         square = _squared(self.kept)
-        return square + ones * _squared(units.sum(asked.sum(1))) if ones else square
+        if ones:
+            self.kept_bias = units.sum(asked.sum(1))
+            square = square + ones * _squared(self.kept_bias)
+        return square
 
     def _whole(self, units: Units) -> Tensor:
         came, asked = _steps(self.came), _steps(self.asked)
@@ -221,9 +227,10 @@ class Outer:
             if self.kept is None
             else (factor @ self.kept.flatten(1)).view(self.kept.shape[1:])
         )
+        bias = asked.sum(0) if self.kept_bias is None else factor @ self.kept_bias
         if self.rows is None and len(self.weights) == 1 and len(self.biases) < 2:
-            return [(self.weights[0][0], weight), *((at, asked.sum(0)) for at, _ in self.biases)]
-        return self._placed(weight[None], asked.sum(0)[None], lead=())
+            return [(self.weights[0][0], weight), *((at, bias) for at, _ in self.biases)]
+        return self._placed(weight[None], bias[None], lead=())
 
     def per_unit(self, units: Units) -> Found:
         """Each unit's."""

@@ -18,6 +18,7 @@ from torch.nn import functional
 from cloister_client.bookkeeping import rule
 from cloister_client.clipping import Clipper
 from cloister_shared.errors import PlanRefused
+from cloister_shared.tasks.tabular import StandardisedLinear
 
 RECORDS, CLASSES = 11, 3
 
@@ -621,3 +622,36 @@ def test_a_gradient_is_clipped_though_what_was_asked_has_no_square_in_single_pre
     moved = torch.cat([total.flatten() for total in clipper.take()]).double().norm()
     assert norms[0] > 10
     assert moved < 1.0001
+
+
+def test_whether_a_model_is_refused_does_not_depend_on_rows():
+    """Of two inputs a standardised weight has no direction left to move: what Opacus finds is rounding."""
+    for seed in range(20):
+        torch.manual_seed(seed)
+        model = nn.Sequential(StandardisedLinear(2, 4), nn.ReLU(), nn.Linear(4, CLASSES))
+        clipper = Clipper(model, nn.CrossEntropyLoss(), 1.0, notice=lambda _: None)
+        clipper.add(torch.randn(64, 2), torch.randint(CLASSES, (64,)), torch.arange(64), 64)
+
+
+def test_a_patient_whose_records_cancel_moves_nothing():
+    """Its gradient is zero, and so is not scaled down; added record by record it took all others' low bits away."""
+    count, each, hidden = 64, 8, 4
+    model = nn.Sequential(nn.Linear(1, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model[0].bias.fill_(-1.0)
+        model[2].bias.fill_(1e-30)
+        model[4].weight.fill_(1e10)
+
+    def loss(output: Tensor, y: Tensor) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(output.squeeze(1), y)
+
+    def clipped(units: Tensor) -> Tensor:
+        y = torch.where(units == count - 1, torch.arange(len(units)) % 2, 0).float()
+        clipper = Clipper(model, loss, 1.0)
+        clipper.add(torch.ones(len(units), 1), y, units, int(units.max()) + 1)
+        return torch.cat([total.flatten() for total in clipper.take()]).double()
+
+    units = torch.arange(count * each) // each
+    assert (clipped(units) - clipped(units[:-each])).norm() < 1e-3
