@@ -439,3 +439,13 @@ def test_a_cohort_without_privacy_is_called_exact(comparison):
     page = words(report.html(changed))
     assert "The cohort, exact: not under differential privacy" in page
     assert "All of this cost" not in page
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_plan_by_hospital_promises_nothing_by_record(comparison):
+    changed = with_plan(comparison, privacy={"unit": "site"})
+    assert guarantees.by_records(changed) is None
+    page = words(report.html(changed))
+    assert "Protects A hospital's whole table." in page
+    assert "Add or remove one hospital." in page
+    assert "counting by record" not in page
