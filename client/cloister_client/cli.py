@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 
 import typer
 
@@ -39,7 +40,9 @@ def check(plan: Path, site: Path) -> None:
         typer.echo(summary(terms))
         for sentence in turned_off(terms):
             typer.secho(sentence, fg="red", bold=True)
-        typer.echo(f"\n{dataset.quality.page()}")
+        typer.echo()
+        for line in dataset.quality.page().splitlines():
+            typer.echo(fill(line, 100, subsequent_indent="    "))
         typer.echo(f"\n{len(dataset.train)} rows would train and {len(dataset.test)} judge the model.")
         if terms.private:
             from cloister_client.privacy import Units
@@ -47,11 +50,10 @@ def check(plan: Path, site: Path) -> None:
 
             unit = terms.privacy.unit or "record"
             event = training_event(terms, len(Units.of(dataset.train, unit)))
-            whole = "the noise of all hospitals is" if terms.shared_noise else "adds noise of"
-            typer.echo(
-                f"Each of {terms.rounds * event.steps} steps draws a {unit} with chance {event.sample_rate:.3g};"
-                f" {whole} {event.noise_multiplier:.3g} times the clip norm."
-            )
+            whole = "the noise of all hospitals together is" if terms.shared_noise else "the noise is"
+            drawn = "one release" if unit == "site" else f"a {unit} drawn with chance {event.sample_rate:.3g}"
+            said = f"{terms.rounds * event.steps} steps, in each {drawn}"
+            typer.echo(fill(f"{said}; {whole} {event.noise_multiplier:.3g} times the clip norm.", 100))
 
 
 def main() -> None:

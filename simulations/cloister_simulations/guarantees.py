@@ -14,7 +14,7 @@ from cloister_shared.shared_noise import Standing
 from cloister_simulations.federation import Arm, Comparison, plan_for
 from cloister_simulations.findings import by_arm, seeds_of
 
-_CAP, _HOPELESS, _POINTS = 64, 100.0, 800
+_CAP, _HOPELESS, _POINTS = 64, 100.0, 400
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def _priced(events: tuple[Event, ...], delta: float, told: list[int]) -> Iterato
 
 @cache
 def _of_patient(events: tuple[Event, ...], delta: float, records: int) -> float:
-    """As ``pld_epsilon``, as coarse as leaves some hundred points of what a step can tell: about 1 % too high."""
+    """As ``pld_epsilon``, as coarse as leaves some hundred points of what a step can tell: a few per cent too high."""
     per_record = [replace(event, records=records) for event in events]
     longest = max(records / event.noise_multiplier for event in events)
     return budget.pld_epsilon(per_record, delta, max(1e-3, (longest**2 / 2 + 10 * longest) / _POINTS))

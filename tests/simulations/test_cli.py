@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 import time
@@ -88,6 +89,33 @@ def test_check_names_the_plan(scenario, small):
     plan = small.plan.model_copy(update={"rounds": 3})
     for text in (plan.digest, "4 invented hospitals", f"features     {len(plan.table.features)}", "epsilon      2"):
         assert text in done.stdout
+
+
+def test_check_shows_a_certificate_for_each_epsilon():
+    done = sim("check", "shared-noise")
+    assert done.exit_code == 0, done.output
+    assert re.findall(r"^Federated, ε = (\S+)$", done.stdout, flags=re.M) == ["2", "1"]
+    assert re.search(r"the coordinator alone +0 of 19 +100% +1\.000\n", done.stdout)
+    assert done.stdout.count("with all other hospitals ") == 2
+    assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+def test_a_plan_without_exact_metrics_runs_and_tells_only_noise(scenario, tmp_path):
+    terms = yaml.safe_load(scenario.read_text(encoding="utf-8"))
+    terms["plan"]["evaluation"]["epsilon_share"] = 0.2
+    terms["plan"]["statistics"] = {"histograms": 4, "epsilon_share": 0.2}
+    scenario.write_text(yaml.safe_dump(terms), encoding="utf-8")
+    out = tmp_path / "out"
+    done = sim("run", scenario, "--out", out, "--arm", "private")
+    assert done.exit_code == 0, done.output
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "The final model, as told and in truth" in page
+    assert page.count('class="card"') == 17
+    assert 'class="bad"' not in page
+    result = json.loads((out / "seed-0" / "private-2" / "result.json").read_text(encoding="utf-8"))
+    assert [point["round"] for point in result["curve"] if "auroc" in point] == [3]
+    assert 0 <= result["learned"]["final auroc"] <= 1
+    assert len(result["cohort"]["age"]["quartiles"]) == 3
 
 
 # --- mistakes ----------------------------------------------------------------------------------------------
