@@ -28,6 +28,9 @@ def summary(plan: StudyPlan) -> str:
         if plan.aggregation.secure_sum
         else "OFF: the coordinator sees each hospital's update",
     }
+    if public := plan.task.pretrained:
+        still = f"; layers {', '.join(public.frozen)} are neither trained nor sent" if public.frozen else ""
+        lines["Begins from"] = f"public weights, SHA-256 {public.sha256}{still}"
     width = max(map(len, lines))
     return "\n".join(f"{key:<{width}}  {value}" for key, value in lines.items())
 
