@@ -80,7 +80,7 @@ class Site:
         approved: str = "",
         noise_seed: int | None = None,
     ) -> None:
-        """``folder`` keeps the answers and, for secure sums, ``identity.key`` and ``roster.json``.
+        """``folder`` keeps the answers and, for secure sums, ``identity.key`` and ``roster.json``; public weights too.
 
         ``ledger`` is the hospital's, which all its studies on one ``population`` share; without it, this study
         keeps one of its own in ``folder``. ``approved`` is the digest of the quote that the hospital approved, if
@@ -88,7 +88,7 @@ class Site:
         """
         self.plan, self.dataset, self.name = plan, dataset, dataset.quality.site
         self._digest = plan.digest  # taken once: every ticket is held against it
-        model = initial_model(plan)
+        model = initial_model(plan, folder)
         self.layout = layout_of(plan, model)
         self._vector = gathered(model, self.layout.shared + self.layout.local)
         self._shared, self._local = np.split(self._vector, [self.layout.size])

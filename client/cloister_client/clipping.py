@@ -150,7 +150,7 @@ class Clipper:
         while uses:
             for at, total in uses.pop().total(who, factor):
                 held = self._sums[at]
-                self._sums[at] = total if held is None else held.add_(total)
+                self._sums[at] = total if held is None else held.double() + total
         return norms[:count]
 
     def _booked(self, x: Tensor, objective: Objective) -> list[Use]:

@@ -25,7 +25,8 @@ class Network:
 
     def __init__(self, model: nn.Module, task: Task, vector: Values | None = None) -> None:
         """``vector`` is where the whole model lives, if it was ``gathered``; a dense one is, here at the latest."""
-        self.model, self.task, own = model, task, list(model.parameters())
+        self.model, self.task = model, task
+        own = [part for part in model.parameters() if part.requires_grad]
         self._dense = task if isinstance(task, Sloped) and _is_dense(model) else None
         self.parameters: list[Tensor] = [*own]
         """What training changes, each with its gradient in ``grad``; of a dense network one vector."""
@@ -84,7 +85,7 @@ class Network:
 
 
 def _is_dense(model: nn.Module) -> bool:
-    """Whether it is Linear, ReLU, Linear, …, Linear, each with a bias and parameters of its own."""
+    """Whether it is Linear, ReLU, Linear, …, Linear, each with a bias and parameters of its own, all to be trained."""
     layers = list(model) if type(model) is nn.Sequential else []
     alternating = [type(layer) for layer in layers] == [nn.Linear, *[nn.ReLU, nn.Linear] * (len(layers) // 2)]
-    return alternating and len(list(model.parameters())) == len(layers) + 1
+    return alternating and sum(part.requires_grad for part in model.parameters()) == len(layers) + 1

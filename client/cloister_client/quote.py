@@ -20,7 +20,7 @@ from cloister_shared.errors import Refusal
 from cloister_shared.noise import keystream
 from cloister_shared.plan import Scaffold, StudyPlan
 from cloister_shared.plan_text import privacy
-from cloister_shared.tasks.layout import initial_model, layout_of
+from cloister_shared.tasks.layout import layout_of, untrained
 from cloister_shared.tasks.zoo import task_of
 
 _SECONDS = 0.5
@@ -90,7 +90,7 @@ def _budget(ledger: Ledger, cost: Cost) -> tuple[dict[str, str], str]:
 
 def traffic(plan: StudyPlan) -> tuple[float, float]:
     """GB that a hospital sends and receives over the whole plan: vectors alone, headers and retries are extra."""
-    size = layout_of(plan, initial_model(plan)).size
+    size = layout_of(plan, untrained(plan)).size
     vectors = 2 if isinstance(plan.strategy, Scaffold) else 1
     octets = plan.aggregation.bits / 8 if plan.aggregation.secure_sum else 4
     return size * octets * vectors * plan.rounds / 1e9, size * 4 * (vectors * plan.rounds + 1) / 1e9
@@ -100,7 +100,7 @@ def hours(plan: StudyPlan, dataset: Dataset) -> float:
     """Hours of local steps, from a few timed here on the hospital's rows; nothing of them is kept or sent."""
     at = [i for i, column in enumerate(dataset.columns) if column.kind == "number" and not column.absent]
     rows = normalised(dataset.train, dataset.columns, own_constants(dataset.train, at))
-    network = Network(initial_model(plan), task_of(plan))
+    network = Network(untrained(plan), task_of(plan))
     if plan.private and plan.privacy.unit != "site":
         event = training_event(plan, len(Units.of(rows, plan.privacy.unit or "record")))
         gradient = dp_sgd(network.model, task_of(plan), rows, plan, event, keystream()).gradient

@@ -63,15 +63,19 @@ def run_study(plan: StudyPlan, store: Store, grid: Grid, notice: Notice = lambda
 
 
 def open_study(plan: StudyPlan, store: Store, grid: Grid) -> Study:
-    """Enrol the hospitals and make sure of a checkpoint: the one on disk, or the untrained model's."""
-    untrained = initial_model(plan)
-    layout = layout_of(plan, untrained)
+    """Enrol the hospitals and make sure of a checkpoint: the one on disk, or the untrained model's.
+
+    Raises:
+        WeightsBroken: the plan's public weights are not in the store's folder.
+    """
+    first = initial_model(plan, store.folder)
+    layout = layout_of(plan, first)
     secure = plan.aggregation.secure_sum
     roster = read_roster(store.folder / "roster.json") if secure else {}
     study = Study(plan, layout, _enrol(plan, layout, grid), store, roster)
     if store.load(plan.digest) is None:
         run = f"{plan.study}-{secrets.token_hex(4)}"[-64:]
-        store.save(Checkpoint(run, plan.digest, 0, gathered(untrained, layout.shared)))
+        store.save(Checkpoint(run, plan.digest, 0, gathered(first, layout.shared)))
     if secure:
         if not study.checkpoint().cohort:
             store.save(replace(study.checkpoint(), cohort=_adverts(study, grid)))

@@ -9,7 +9,7 @@
       + TicketRefused    not what was approved      + KeyBroken         a key or roster cannot be used
       + EnvelopeRefused  signed by another, or not    + LedgerBroken      the budget's record is not whole
       + UpdateRefused    may not leave the hospital   + AuditBroken       the audit log is not as written
-      + BudgetExceeded   epsilon would pass its cap
+      + BudgetExceeded   epsilon would pass its cap  + WeightsBroken     public weights are missing, or are others
 
 Each message is a whole sentence that says what was wrong and where, then the mend. None ever holds a value
 from a patient's row.
@@ -99,6 +99,12 @@ class KeyBroken(Fault):
     """A signing key or a roster of pinned keys is missing, damaged, or open to others."""
 
     abroad = "A key at the hospital cannot be used; its own log says which."
+
+
+class WeightsBroken(Fault):
+    """The public weights that a plan begins from are missing, or are not those that it names."""
+
+    abroad = "The public weights that the plan begins from cannot be used at the hospital; its own log says why."
 
 
 class LedgerBroken(Fault):

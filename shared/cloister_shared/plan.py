@@ -106,6 +106,17 @@ class Statistics(_Terms):
 
 
 # --- the task ----------------------------------------------------------------------------------------------
+class Pretrained(_Terms):
+    """Training begins from public weights: a safetensors file, ``pretrained.safetensors``, that every side holds.
+
+    Weights of which the file says nothing are the seed's. Nothing of a patient who is not public may be in it.
+    """
+
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    frozen: tuple[str, ...] = ()
+    """Name prefixes of layers that are neither trained nor sent, so that no noise is spent on them: ``[hidden]``."""
+
+
 class TabularTask(_Terms):
     """Risk score on an EHR table. Layers are called ``hidden_0``, ``norm_0``, …, ``head``."""
 
@@ -116,6 +127,7 @@ class TabularTask(_Terms):
     """``group``: Wu and He 2018, eight units a group; like ``layer`` it looks at one row at a time."""
     standardise: bool = False
     """Weight standardisation of the hidden layers (Qiao et al. 2019): no unit can drown the others in its scale."""
+    pretrained: Pretrained | None = None
 
 
 # --- the strategy: how the coordinator turns replies into the next model -------------------------------------
@@ -236,7 +248,7 @@ class Aggregation(_Terms):
     max_update_norm: Positive = 1000.0
     """An update with a larger ℓ² norm does not count: rejected, or under the secure sum never sent."""
     bound: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.5
-    """Values of an update are clipped to +-bound, and the clipped share is told."""
+    """Values of an update are clipped to +-bound; how many were is told, but where the hospitals share the noise."""
     bits: Literal[16, 24, 32] = 32
     """Bits of one parameter on the wire under the secure sum."""
     fraction_bits: Annotated[int, Field(ge=0, le=48)] | None = None
@@ -358,6 +370,11 @@ class StudyPlan(_Terms):
     def normalises(self) -> bool:
         """Whether the constants that centre and scale come from sums over all hospitals."""
         return self.normalisation.method == "federated"
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Name prefixes of the layers that stay as the public file has them."""
+        return self.task.pretrained.frozen if self.task.pretrained else ()
 
     @property
     def asks_statistics(self) -> bool:

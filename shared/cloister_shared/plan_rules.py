@@ -373,15 +373,25 @@ def _personalisation(plan: StudyPlan) -> Iterator[Broken]:
     layers = [f"hidden_{i}" for i in range(depth)] + ["head"]
     if task.norm != "none":
         layers += [f"norm_{i}" for i in range(depth)]
-    local = plan.personalisation.local_layers
-    for at, prefix in enumerate(local):
-        if not any(layer.startswith(prefix) for layer in layers):
-            yield Broken(
-                ("personalisation", "local_layers", at),
-                "is no layer of this model",
-                f"Write one of {', '.join(sorted(layers))}, or the start of one.",
-            )
-    if layers and all(any(layer.startswith(prefix) for prefix in local) for layer in layers):
+    local, frozen = plan.personalisation.local_layers, plan.frozen
+    named = {("personalisation", "local_layers"): local, ("task", "pretrained", "frozen"): frozen}
+    for path, prefixes in named.items():
+        for at, prefix in enumerate(prefixes):
+            if not any(layer.startswith(prefix) for layer in layers):
+                yield Broken(
+                    (*path, at),
+                    "is no layer of this model",
+                    f"Write one of {', '.join(sorted(layers))}, or the start of one.",
+                )
+    if layers and all(layer.startswith(frozen) for layer in layers):
+        yield Broken(("task", "pretrained", "frozen"), "holds every layer still", "Leave one to be trained.")
+    elif layers and all(layer.startswith(local + frozen) for layer in layers):
         yield Broken(
             ("personalisation", "local_layers"), "keeps every layer at the hospital", "Leave one to be shared."
+        )
+    if task.pretrained and task.norm == "batch":
+        yield Broken(
+            ("task", "pretrained"),
+            "would begin with means of rows that BatchNorm goes on changing, in frozen layers too",
+            "Write norm: layer, norm: group or norm: none.",
         )

@@ -38,6 +38,9 @@ def summary(plan: StudyPlan) -> str:
         if plan.aggregation.secure_sum
         else "OFF: the coordinator sees each hospital's update",
     }
+    if public := plan.task.pretrained:
+        still = f"; layers {', '.join(public.frozen)} are neither trained nor sent" if public.frozen else ""
+        lines["Begins from"] = f"public weights, SHA-256 {public.sha256}{still}"
     page = paragraphs(lines)
     return f"{page}\n\n{standings(plan)}" if plan.shared_noise else page
 

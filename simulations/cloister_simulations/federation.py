@@ -28,12 +28,12 @@ from cloister_server.app import Finished, server_app
 from cloister_server.statistics import Seen, cohort_view
 from cloister_server.store import RoundRecord, Store
 from cloister_shared import budget, durable
-from cloister_shared.errors import DataRefused
+from cloister_shared.errors import DataRefused, WeightsBroken
 from cloister_shared.plan import Mechanism, Privacy, StudyPlan
 from cloister_shared.plan_file import amend
 from cloister_shared.schema import numbers, plan_constants
 from cloister_shared.tally import GLANCE
-from cloister_shared.tasks.layout import initial_model
+from cloister_shared.tasks.layout import PRETRAINED, initial_model
 from cloister_shared.tasks.metrics import Estimate, evaluate, reliability
 from cloister_shared.tasks.zoo import task_of
 from cloister_shared.wire import Ticket, TicketHeader
@@ -167,6 +167,8 @@ def compare(
     """
     ready(options.engine, options.faults)
     site_files = build(scenario.simulation.hospitals, options.folder / "hospitals")
+    if scenario.simulation.pretrained:
+        _hand_out(Path(scenario.simulation.pretrained), [options.folder])
     results: list[Result] = []
     rows: dict[str, dict[str, int]] = {}
     for seed in options.seeds or scenario.simulation.seeds:
@@ -209,7 +211,7 @@ def run_pooled(
     columns = next(iter(datasets.values())).columns
     tests = {site: normalised(dataset.test, columns, constants) for site, dataset in datasets.items()}
     batch = plan.training.batch_size * len(datasets)
-    curve, said = _train_here(plan, normalised(everyone, columns, constants), tests, batch, plan.rounds, arm, notice)
+    curve, said = _train_here(plan, normalised(everyone, columns, constants), tests, batch, options.folder, arm, notice)
     return _result(plan, arm, said, curve)
 
 
@@ -223,7 +225,7 @@ def run_alone(
         constants = _constants(plan, dataset, dataset.train)
         own = normalised(dataset.train, dataset.columns, constants)
         test = {site: normalised(dataset.test, dataset.columns, constants)}
-        curve, one = _train_here(plan, own, test, plan.training.batch_size, plan.rounds, arm, lambda *_: None)
+        curve, one = _train_here(plan, own, test, plan.training.batch_size, options.folder, arm, lambda *_: None)
         said |= one
         curves.append(curve)
         notice(arm, plan.seed, plan.rounds * len(said) // len(datasets), curve[-1])
@@ -240,6 +242,8 @@ def run_federated(
     store, ended = Store(folder), list[Finished]()
     if plan.aggregation.secure_sum or plan.private:
         enrol_all(folder, list(datasets), plan)
+    if plan.task.pretrained:
+        _hand_out(options.folder / PRETRAINED, [folder, *(folder / "sites" / name for name in datasets)])
     reproducible = folder / "noise-is-reproducible"  # a file, so that a run resumed without the seed still says so
     if plan.private and options.noise_seed is not None:
         reproducible.touch()
@@ -295,18 +299,21 @@ def _final_ticket(final: Finished, site: str) -> Ticket:
 
 
 def _train_here(
-    plan: StudyPlan, rows: Rows, tests: Mapping[str, Rows], batch: int, rounds: int, arm: Arm, notice: Notice
+    plan: StudyPlan, rows: Rows, tests: Mapping[str, Rows], batch: int, public: Path, arm: Arm, notice: Notice
 ) -> tuple[list[dict[str, float]], dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]]:
-    """Train one model in this process; its curve, and outcomes and risks of each hospital's held-out rows."""
-    network = Network(initial_model(plan), task_of(plan))
+    """Train one model in this process; its curve, and outcomes and risks of each hospital's held-out rows.
+
+    ``public`` is the folder of the public weights, if the plan names some.
+    """
+    network = Network(initial_model(plan, public), task_of(plan))
     generator = torch.Generator().manual_seed(plan.seed)
     mechanism = plain(network, rows, batch, generator)
     curve: list[dict[str, float]] = []
-    for number in range(rounds + 1):
+    for number in range(plan.rounds + 1):
         seen = _mean_metrics(at_a_glance(network, test, plan.evaluation) for test in tests.values())
         curve.append({"round": number, **seen})
         notice(arm, plan.seed, number, seen)
-        if number < rounds:
+        if number < plan.rounds:
             train(mechanism, plan.training, plan.training.local_steps)
     said = {site: (test.y.numpy().astype(float), risks(network, test)) for site, test in tests.items()}
     return curve, said
@@ -381,6 +388,21 @@ def _estimates(found: Mapping[str, Mapping[str, Sequence[float | None]]], n: int
         model: {name: Estimate(value, low, high, n) for name, (value, low, high) in metrics.items()}
         for model, metrics in found.items()
     }
+
+
+def _hand_out(file: Path, folders: Sequence[Path]) -> None:
+    """A copy of the public weights for each.
+
+    Raises:
+        WeightsBroken: there is no such file.
+    """
+    try:
+        weights = file.read_bytes()
+    except OSError:
+        raise WeightsBroken(f"There are no public weights at {file}.", mend="Mend simulation.pretrained.") from None
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / PRETRAINED).write_bytes(weights)
 
 
 def _clear(folder: Path) -> None:

@@ -28,6 +28,8 @@ class Simulation(_Terms):
     """One repetition each: another split, another initial model, another batch order."""
     epsilons: tuple[Positive, ...] = ()
     """Privacy levels to compare; the plan's own if empty."""
+    pretrained: str | None = None
+    """The file of public weights that ``plan.task.pretrained`` names by its digest, seen from the scenario's."""
 
 
 class Scenario(_Terms):
@@ -71,8 +73,12 @@ def read_scenario(name_or_path: str) -> Scenario:
         seen_from_here = tuple(str(path.parent / site) for site in simulation.hospitals.sites)
         hospitals = simulation.hospitals.model_copy(update={"sites": seen_from_here})
         simulation = simulation.model_copy(update={"hospitals": hospitals})
-    return Scenario(
-        simulation=simulation,
-        plan=parse(StudyPlan, document.below("plan"), broken),
-        name=path.stem,
-    )
+    plan = parse(StudyPlan, document.below("plan"), broken)
+    if (simulation.pretrained is None) != (plan.task.pretrained is None):
+        raise PlanRefused(
+            f"{path.name} gives one of simulation.pretrained and plan.task.pretrained.",
+            mend="Give the file of public weights under simulation and its SHA-256 under plan.task, or neither.",
+        )
+    if simulation.pretrained:
+        simulation = simulation.model_copy(update={"pretrained": str(path.parent / simulation.pretrained)})
+    return Scenario(simulation=simulation, plan=plan, name=path.stem)

@@ -1,5 +1,6 @@
 """cloister_client.app: a hospital answers to the plan it approved, says a thing once, and lets no row out."""
 
+import hashlib
 import logging
 import math
 import os
@@ -12,13 +13,23 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from safetensors.torch import save
 
 from cloister_client import app as app_module
 from cloister_client.app import FAILED, REFUSED, Site, client_app, own_constants
 from cloister_client.dataset import Rows
 from cloister_client.privacy import plan_cost
 from cloister_shared import noise
-from cloister_shared.errors import BudgetExceeded, CohortTooSmall, DataRefused, TicketRefused, UpdateRefused
+from cloister_shared.errors import (
+    BudgetExceeded,
+    CohortTooSmall,
+    DataRefused,
+    TicketRefused,
+    UpdateRefused,
+    WeightsBroken,
+)
+from cloister_shared.plan import StudyPlan
+from cloister_shared.plan_file import amend
 from cloister_shared.tasks.metrics import auroc
 from cloister_shared.wire import Ticket, TicketHeader, pack, pack_vectors, unpack_reply
 
@@ -345,6 +356,70 @@ def test_fine_tuning_changes_no_later_answer(open_site, ticket_for, plan_with):
     assert first.keys() == {"final", "fine-tuned"}
     assert first["final"] != first["fine-tuned"]
     assert site.evaluate(ticket_for(site, 4)).header.estimates == first
+
+
+# --- public weights ----------------------------------------------------------------------------------------
+WEIGHT, BIAS = torch.linspace(-0.5, 1.0, 12).reshape(4, 3), torch.full((4,), 0.5)
+PUBLIC = save({"hidden_0.weight": WEIGHT, "hidden_0.bias": BIAS})
+PRIVATE = {"mechanism": "site", "unit": "record", "epsilon": 3.0, "delta": 1e-5, "clip_norm": 1.0}
+WAYS = {
+    "plain": {},
+    "adam": {"training": {"optimizer": "adam"}},
+    "scaffold": {"strategy": {"name": "scaffold"}},
+    "fedprox": {"strategy": {"name": "fedprox", "mu": 0.8}},
+    "norm": {"task": {"norm": "layer"}, "personalisation": {"local_layers": ["norm"]}},
+    "fine-tuned": {"personalisation": {"fine_tune_steps": 2}},
+    "record": {"privacy": PRIVATE},
+}
+
+
+@pytest.fixture
+def frozen_plan(plan_with, tmp_path) -> Callable[..., StudyPlan]:
+    """Two layers of which the first is public and stands still; its file lies at the hospital."""
+    (tmp_path / "st-marys").mkdir()
+    (tmp_path / "st-marys" / "pretrained.safetensors").write_bytes(PUBLIC)
+    public = {"sha256": hashlib.sha256(PUBLIC).hexdigest(), "frozen": ["hidden"]}
+
+    def made(**changes: object) -> StudyPlan:
+        plan = plan_with(task={**MLP, "norm": "none", "pretrained": public})
+        return amend(plan, **changes) if changes else plan
+
+    return made
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_frozen_layers_never_change_and_are_not_sent(open_site, ticket_for, frozen_plan, control, way):
+    plan = frozen_plan(**WAYS[way])
+    site = open_site(plan)
+    for number in (1, 2, 3):
+        reply = site.train(ticket_for(site, number, **control(site)))
+        assert {vector.size for vector in reply.vectors.values()} == {4 + 1}
+        assert all(vector.all() for vector in reply.vectors.values())  # what is trained has moved
+    site.evaluate(ticket_for(site, 4))
+    state = site.network.model.state_dict()
+    assert torch.equal(state["hidden_0.weight"], WEIGHT)
+    assert torch.equal(state["hidden_0.bias"], BIAS)
+
+
+def test_the_head_alone_is_what_the_round_computes(open_site, ticket_for, frozen_plan, rows):
+    """Logistic regression on what the public layer makes of a row."""
+    site = open_site(frozen_plan(training={"local_steps": 3}))
+    ticket = ticket_for(site)
+    began = w = ticket.vectors["model"].astype(float)
+    made = Rows((rows().x @ WEIGHT.T + BIAS).clamp(min=0), rows().y, rows().patients)
+    for _ in range(3):
+        w = w - 0.5 * logistic_gradient(made, w)
+    np.testing.assert_allclose(site.train(ticket).vectors["update"], w - began, rtol=1e-4, atol=1e-6)
+
+
+def test_other_weights_are_refused_before_anything_is_read_or_paid(open_site, frozen_plan, tmp_path, ask):
+    plan = frozen_plan()
+    (tmp_path / "st-marys" / "pretrained.safetensors").write_bytes(PUBLIC + b" ")
+    with pytest.raises(WeightsBroken, match="is not what the plan names"):
+        open_site(plan)
+    message = ask(lambda _: open_site(plan), RecordDict(), "query.enrol")
+    assert message.error.code == REFUSED
+    assert str(tmp_path) not in message.error.reason
 
 
 # --- strategies' local halves, against NumPy ---------------------------------------------------------------

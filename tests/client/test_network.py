@@ -100,6 +100,20 @@ def test_a_task_without_slope_is_torchs():
     assert torch.equal(Network(model, task).output(x), judged(model, x))
 
 
+@pytest.mark.parametrize("frozen", [0, 2])
+def test_layers_that_stand_still_are_left_to_torch(frozen):
+    model, (x, y) = dense([3, 4, 1]), drawn(8, 3, seed=2)
+    model[frozen].requires_grad_(False)
+    trained = [part for part in model.parameters() if part.requires_grad]
+    network = Network(model, tabular)
+    assert list(network.parameters) == trained
+    network.backward(x.numpy(), y.numpy())
+    expected = torch.autograd.grad(tabular.loss(model(x), y), trained)
+    for part, gradient in zip(network.parameters, expected, strict=True):
+        torch.testing.assert_close(part.grad, gradient)
+    assert torch.equal(network.output(x), judged(model, x))
+
+
 def test_weights_that_change_are_seen():
     model, (x, y) = dense([3, 4, 1]), drawn(8, 3, seed=2)
     network = Network(model, tabular)

@@ -134,6 +134,24 @@ def test_divisor_is_the_expected_batch_size_whatever_is_drawn(no_noise, dp_plan,
     torch.testing.assert_close(one_gradient(dp_plan(), doubled), 2 * one_gradient(dp_plan(), few))
 
 
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_frozen_layers_have_no_part_in_clip_or_noise(no_noise, dp_plan, rows, norm):
+    """As if the head were the whole model, on inputs that the hidden layer makes."""
+    plan, some = dp_plan(task={**MLP, "norm": norm}), rows()
+    model = initial_model(plan)
+    assert isinstance(model, nn.Sequential)
+    model[:-1].requires_grad_(False)
+    mechanism = private(model, tabular, some, plan, seeded())
+    assert [part.numel() for part in mechanism.parameters] == [5, 1]
+    mechanism.gradient()
+    with torch.no_grad():
+        inputs, total = torch.cat([model[:-1](some.x), torch.ones(24, 1)], dim=1), torch.zeros(6)
+        for row, outcome, said in zip(inputs, some.y, model(some.x)[:, 0], strict=True):
+            gradient = (torch.sigmoid(said) - outcome) * row
+            total += gradient / max(1.0, float(gradient.norm()) / CLIP)
+    torch.testing.assert_close(gradient_of(model), total / plan.training.batch_size, rtol=2e-5, atol=5e-7)
+
+
 # --- sampling ----------------------------------------------------------------------------------------------
 STEPS, ROWS, RATE = 2000, 40, 0.2
 

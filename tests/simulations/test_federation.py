@@ -1,16 +1,26 @@
 """Whole runs: faults, strategies, personalisation, and a golden."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save
 
+from cloister_client import app
+from cloister_client.network import Network
+from cloister_server.app import open_study
 from cloister_server.store import Store
-from cloister_shared.errors import CohortTooSmall, PlanRefused, QuorumLost
+from cloister_shared.errors import CohortTooSmall, PlanRefused, QuorumLost, WeightsBroken
 from cloister_shared.plan_file import amend
+from cloister_shared.tasks.layout import untrained
+from cloister_simulations import federation
 from cloister_simulations.federation import Arm, Options, compare, plan_for
 from cloister_simulations.grid import Fault, read_fault
+from cloister_simulations.scenario import read_scenario
 
 FEDERATED = Arm("federated")
 
@@ -172,6 +182,68 @@ def test_federated_statistics_are_close_and_paid_for(small, tmp_path):
     exact_scale, noisy_scale = np.array(exact.normalisation)[:, 1], np.array(noisy.normalisation)[:, 1]
     assert np.median(np.abs(noisy_scale / exact_scale - 1)) < 0.5
     assert exact.normalisation != noisy.normalisation
+
+
+@pytest.fixture
+def begun(small, tmp_path):
+    """The small study with a public hidden layer that stands still, as a scenario file beside that layer's."""
+    task = {"model": "mlp", "hidden": [6]}
+    state = untrained(amend(small.plan, seed=99, task=task)).state_dict()
+    weights = save({name: value for name, value in state.items() if name.startswith("hidden")})
+    (tmp_path / "public.safetensors").write_bytes(weights)
+    public = {"sha256": hashlib.sha256(weights).hexdigest(), "frozen": ["hidden"]}
+    plan = amend(
+        small.plan,
+        task={**task, "pretrained": public},
+        aggregation={"weights": "equal"},
+        privacy={"mechanism": "shared"},
+        training={"sample_rate": 1.0, "local_steps": 1, "learning_rate": 1.0},
+    )
+    simulation = small.simulation.model_dump(mode="json") | {"pretrained": "public.safetensors"}
+    terms = {"simulation": simulation, "plan": plan.model_dump(mode="json")}
+    (tmp_path / "begun.yaml").write_text(yaml.safe_dump(terms), encoding="utf-8")
+    return tmp_path / "begun.yaml"
+
+
+def test_every_arm_begins_from_the_public_weights(begun, folder, monkeypatch):
+    scenario, seen = read_scenario(str(begun)), list[Network]()
+
+    def opened(model, *rest):
+        seen.append(Network(model, *rest))
+        return seen[-1]
+
+    for module in (federation, app):
+        monkeypatch.setattr(module, "Network", opened)
+    results = compare(scenario, Options(folder)).results
+    assert [result.arm.kind for result in results] == ["pooled", "alone", "federated", "private"]
+    assert len(seen) == 1 + 4 + 4 + 4
+    public = load_file(begun.parent / "public.safetensors")
+    for network in seen:  # after all training
+        assert torch.equal(network.model.state_dict()["hidden_0.weight"], public["hidden_0.weight"])
+        assert torch.equal(network.model.state_dict()["hidden_0.bias"], public["hidden_0.bias"])
+    assert model(scenario, folder).shape == (6 + 1,)
+    for result in (results[0], results[2]):
+        assert result.curve[-2]["loss"] < result.curve[0]["loss"]
+
+
+def test_a_run_without_the_public_weights_is_refused(begun, folder):
+    scenario = read_scenario(str(begun))
+    (begun.parent / "public.safetensors").write_bytes(b"others")
+    for arm in ("pooled", "federated"):
+        with pytest.raises(WeightsBroken, match="is not what the plan names"):
+            compare(scenario, Options(folder, arms=(arm,)))
+    (begun.parent / "public.safetensors").unlink()
+    with pytest.raises(WeightsBroken, match=r"There are no public weights at .* Mend simulation\.pretrained\."):
+        compare(scenario, Options(folder))
+    begun.write_text(begun.read_text().replace("  pretrained: public.safetensors\n", ""))
+    with pytest.raises(PlanRefused, match=r"gives one of simulation\.pretrained and plan\.task\.pretrained"):
+        read_scenario(str(begun))
+
+
+def test_a_coordinator_without_the_public_weights_asks_nobody(begun, tmp_path):
+    plan = read_scenario(str(begun)).plan
+    with pytest.raises(WeightsBroken, match="cannot be read in"):
+        open_study(plan, Store(tmp_path / "coordinator"), None)
 
 
 def test_golden(small, folder):

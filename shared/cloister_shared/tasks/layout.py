@@ -5,21 +5,31 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor, nn
 
-from cloister_shared.plan import StudyPlan
+from cloister_shared.errors import WeightsBroken
+from cloister_shared.plan import Pretrained, StudyPlan
 from cloister_shared.tasks.zoo import task_of
 
 Entries = tuple[tuple[str, int], ...]
 
+PRETRAINED = "pretrained.safetensors"
+"""Public weights, in a hospital's folder and in the coordinator's."""
+
 
 @dataclass(frozen=True)
 class Layout:
-    """Names and sizes of what is sent (``shared``) and of what stays at the hospital (``local``)."""
+    """Names and sizes of what is sent (``shared``) and of what stays at the hospital (``local``).
+
+    A frozen layer is neither: it is the same everywhere, and stays so.
+    """
 
     shared: Entries
     local: Entries
@@ -36,20 +46,65 @@ class Layout:
 
 
 def layout_of(plan: StudyPlan, model: nn.Module) -> Layout:
-    """Every floating-point parameter and buffer, split by the plan's ``local_layers``."""
-    local = plan.personalisation.local_layers
-    entries = [(name, value.numel()) for name, value in model.state_dict().items() if value.is_floating_point()]
+    """Every floating-point parameter and buffer that is not frozen, split by the plan's ``local_layers``."""
+    local, state = plan.personalisation.local_layers, model.state_dict()
+    entries = [
+        (name, value.numel())
+        for name, value in state.items()
+        if value.is_floating_point() and not name.startswith(plan.frozen)
+    ]
     return Layout(
-        shared=tuple(entry for entry in entries if not entry[0].startswith(local)) if local else tuple(entries),
-        local=tuple(entry for entry in entries if entry[0].startswith(local)) if local else (),
+        shared=tuple(entry for entry in entries if not entry[0].startswith(local)),
+        local=tuple(entry for entry in entries if entry[0].startswith(local)),
     )
 
 
-def initial_model(plan: StudyPlan) -> nn.Module:
-    """The plan's untrained model: the same weights for the same seed, wherever it is made."""
+def untrained(plan: StudyPlan) -> nn.Module:
+    """The plan's model with the seed's weights, wherever it is made; frozen layers ask for no gradient."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
-        return task_of(plan).model(plan)
+        model = task_of(plan).model(plan)
+    for name, part in model.named_parameters():
+        part.requires_grad_(not name.startswith(plan.frozen))
+    return model
+
+
+def initial_model(plan: StudyPlan, folder: Path | None = None) -> nn.Module:
+    """What training begins from: the seed's weights, or the public ones in ``folder`` if the plan names some.
+
+    Raises:
+        WeightsBroken: the file is missing, is not the one that the plan names, or does not fit the model.
+    """
+    model = untrained(plan)
+    if terms := plan.task.pretrained:
+        _load_public(model, terms, folder)
+    return model
+
+
+def _load_public(model: nn.Module, terms: Pretrained, folder: Path | None) -> None:
+    mend = f"Put the file with SHA-256 {terms.sha256} there, as {PRETRAINED}."
+    try:
+        written = (folder / PRETRAINED).read_bytes() if folder else None
+    except OSError:
+        written = None
+    if written is None:
+        raise WeightsBroken(f"The plan's public weights cannot be read in {folder or 'any folder'}.", mend=mend)
+    if (found := hashlib.sha256(written).hexdigest()) != terms.sha256:  # of the very bytes that are used
+        raise WeightsBroken(f"{PRETRAINED} in {folder} is not what the plan names: its SHA-256 is {found}.", mend=mend)
+    mend = "Have a plan approved that names weights of its own model."
+    try:
+        weights = load(written)
+    except SafetensorError as error:
+        raise WeightsBroken(f"{PRETRAINED} in {folder} is no safetensors file.", mend=mend) from error
+    state = model.state_dict()
+    for name, weight in weights.items():
+        if name not in state or weight.shape != state[name].shape or weight.dtype != state[name].dtype:
+            raise WeightsBroken(f"{PRETRAINED} has {name}, which does not fit the plan's model.", mend=mend)
+        if not weight.isfinite().all():
+            raise WeightsBroken(f"{PRETRAINED} has a number in {name} that is not finite.", mend=mend)
+    if absent := [name for name in state if name.startswith(terms.frozen) and name not in weights]:
+        raise WeightsBroken(f"{PRETRAINED} lacks {absent[0]}, which the plan freezes.", mend=mend)
+    model.load_state_dict(weights, strict=False)
 
 
 def gathered(model: nn.Module, entries: Entries) -> NDArray[np.float32]:
