@@ -30,6 +30,7 @@ from cloister_client.privacy import (
     noisy,
     plain,
     plan_cost,
+    ring_spread,
     with_its_part,
 )
 from cloister_client.secure import SecureSum
@@ -113,9 +114,14 @@ class Site:
 
         Raises:
             ConsentRefused: the hospital's policy does not allow the plan.
+            PlanRefused: shared noise does not fit into the ring.
             BudgetExceeded: the hospital's ceiling does not admit the plan.
         """
         consent(self.dataset.policy, self.plan, self.name)
+        if self.plan.shared_noise:  # before anything is charged for a noise that the ring cannot carry
+            event = training_event(self.plan, 1)
+            for sites in (self.plan.cohort.min_sites, self.plan.cohort.max_sites):
+                ring_spread(self.plan, event, sites, self.layout.size)
         if self.ledger:
             self.ledger.reserve(self._cost, approved=self.approved)
         return ReplyHeader(run="enrol", round=0, site=self.name, layout=self.layout.digest)

@@ -84,7 +84,8 @@ def _with_noise(exact: Vector, sensitivity: float, plan: StudyPlan, event: Event
 
 def _weights(rows: Rows, plan: StudyPlan) -> Vector:
     """1 a row, or 1 a patient, shared among the patient's rows."""
-    if plan.privacy.unit != "patient":
-        return np.ones(len(rows))
-    _, whose, counts = np.unique(rows.patients, return_inverse=True, return_counts=True)
-    return np.asarray(1.0 / counts[whose], dtype=np.float64)
+    weights = np.ones(len(rows))
+    if plan.privacy.unit == "patient":
+        _, whose, counts = np.unique(rows.patients, return_inverse=True, return_counts=True)
+        weights /= counts[whose]
+    return weights

@@ -71,6 +71,8 @@ def _table(plan: StudyPlan) -> Iterator[Broken]:
                 "is the target or the patient's id as well",
                 "Take it out of the features: it would tell the model the answer or who the patient is.",
             )
+        if feature.name.removesuffix(" is missing") in names and feature.name.endswith(" is missing"):
+            yield Broken((*path, "name"), "is what the indicator of another feature is called", "Give it another name.")
         if feature.missing in ("fill", "indicator") and feature.fill is None:
             yield Broken((*path, "missing"), "needs a value to put in", "Add fill: VALUE beside it.")
         if feature.missing in ("refuse", "drop") and feature.fill is not None:

@@ -29,7 +29,7 @@ from cloister_server.strategies import STRATEGIES, State, averaged, fedadam_with
 from cloister_shared.budget import calibrate
 from cloister_shared.plan import FedAdam, FedAvg, FedAvgM, StudyPlan
 from cloister_shared.plan_file import amend
-from cloister_shared.schema import numbers, plan_constants
+from cloister_shared.schema import columns, numbers, plan_constants
 from cloister_shared.tasks.layout import gathered, initial_model, layout_of
 from cloister_shared.tasks.metrics import auroc
 from cloister_simulations.generated import GeneratedEhr
@@ -84,6 +84,10 @@ class Terms:
     hospitals: int = HOSPITALS
     public: bool = False
     """Hidden layers from a public population and held still; only the head is trained."""
+    copies: int = 1
+    """How often a step takes each record: ``training.augment``."""
+    jitter: float = 0.0
+    """Standard deviation of what is added to each copy's number inputs."""
 
     @property
     def noise(self) -> float:
@@ -119,6 +123,12 @@ class Rows:
         made = [torch.combinations(torch.arange(int(n))) + s for n, s in zip(sizes, starts, strict=True) if n > 1]
         both = torch.cat(made) if made else torch.zeros((0, 2), dtype=torch.long)
         return both[:, 0], both[:, 1]
+
+    def copied(self, times: int) -> Rows:
+        """Every row so many times, at its patient: a patient's mean stays what it was."""
+        return (
+            self if times == 1 else Rows(*(part.repeat_interleave(times, 0) for part in (self.x, self.y, self.patient)))
+        )
 
     def of(self, chosen: Tensor) -> Rows:
         """The rows of these patients (a mask), who are numbered anew."""
@@ -192,7 +202,7 @@ def trained_auroc(terms: Terms, seed: int) -> float:
         model.load_state_dict(_public(terms.task))
     vector = gathered(model, layout_of(plan, model).shared)
     here = everyone.hospital < terms.hospitals
-    rows, hospital = everyone.train.of(here), everyone.hospital[here]
+    rows, hospital = everyone.train.of(here).copied(terms.copies), everyone.hospital[here]
     rng = np.random.default_rng([seed, 1])
     if terms.mechanism == "local":
         _apart(model, vector, rows, hospital, terms, rng)
@@ -245,9 +255,20 @@ def _apart(
 def _noisy(model: nn.Module, rows: Rows, spread: float, terms: Terms, rng: np.random.Generator) -> Vector:
     """One Poisson draw of patients: the sum of their clipped gradients and the noise."""
     drawn = rows.of(torch.from_numpy(rng.random(rows.count) < terms.sample_rate))
+    if terms.jitter:
+        at, (own,) = _numbers(), rng.spawn(1)  # so that draws and noise are those of the plan without copies
+        jitter = np.float32(terms.jitter) * own.standard_normal((len(drawn.y), len(at)), dtype=np.float32)
+        drawn.x[:, at] += torch.from_numpy(jitter)
     total = clipped_sum(model, drawn, None if terms.mechanism == "none" else terms.clip_norm)
     total += np.float32(spread) * rng.standard_normal(total.size, dtype=np.float32)
     return total
+
+
+@cache
+def _numbers() -> list[int]:
+    """Which inputs are numbers."""
+    everything = enumerate(columns(study(0).table))
+    return [at for at, column in everything if column.kind == "number" and not column.absent]
 
 
 @cache

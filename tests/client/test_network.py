@@ -105,7 +105,10 @@ def test_layers_that_stand_still_are_left_to_torch(frozen):
     model, (x, y) = dense([3, 4, 1]), drawn(8, 3, seed=2)
     model[frozen].requires_grad_(False)
     trained = [part for part in model.parameters() if part.requires_grad]
-    network = Network(model, tabular)
+    task = SimpleNamespace(**{name: getattr(tabular, name) for name in ("model", "loss", "risk", "slope")})
+    task.cost = lambda output, y: float(tabular.loss(torch.from_numpy(output), torch.from_numpy(y)))
+    assert isinstance(task, Sloped)  # so that nothing but the frozen layer keeps it from the dense way
+    network = Network(model, task)
     assert list(network.parameters) == trained
     network.backward(x.numpy(), y.numpy())
     expected = torch.autograd.grad(tabular.loss(model(x), y), trained)
@@ -121,6 +124,11 @@ def test_weights_that_change_are_seen():
         for parameter in model.parameters():
             parameter.add_(0.5)
     torch.testing.assert_close(gradient_of(network, x, y), autograds(model, x, y))
+
+
+def test_the_tabular_task_does_without_torch():
+    """Or every dense network would take autograd's way, and nobody would notice."""
+    assert [name for name, task in TASKS.items() if isinstance(task, Sloped)] == ["tabular"]
 
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf")])

@@ -62,6 +62,32 @@ def test_a_draw_holds_its_patients_rows_and_no_others(hospitals, model, rows):
     assert hospitals.dense_sum(model, drawn, 0.1) == pytest.approx(hospitals.dense_sum(model, afresh, 0.1), abs=1e-6)
 
 
+@pytest.mark.parametrize("clip_norm", [0.05, 100.0])
+def test_copies_without_jitter_change_no_patients_part(hospitals, model, rows, clip_norm):
+    copied = rows.copied(3)
+    assert copied.count == rows.count
+    expected = hospitals.dense_sum(model, rows, clip_norm)
+    assert hospitals.dense_sum(model, copied, clip_norm) == pytest.approx(expected, abs=1e-5)
+
+
+def test_jitter_is_on_numbers_alone_and_leaves_draws_and_noise_as_they_were(hospitals, model, monkeypatch):
+    seen = []
+    monkeypatch.setattr(hospitals, "clipped_sum", lambda _, rows, __: seen.append(rows) or np.zeros(3, np.float32))
+    width = len(hospitals.columns(hospitals.study(0).table))
+    some = hospitals.Rows(torch.zeros(400, width), torch.zeros(400), torch.arange(200).repeat_interleave(2))
+    said = [
+        hospitals._noisy(model, some, 1.0, hospitals.Terms("shared", 1.0, jitter=jitter), np.random.default_rng(3))
+        for jitter in (0.0, 0.5)
+    ]
+    assert (said[0] == said[1]).all()
+    without, having = seen
+    assert torch.equal(without.patient, having.patient)
+    moved = having.x.std(dim=0) > 0
+    assert moved.nonzero()[:, 0].tolist() == hospitals._numbers()
+    assert 0 < len(hospitals._numbers()) < width
+    assert float(having.x[:, moved].std()) == pytest.approx(0.5, rel=0.1)
+
+
 def test_an_empty_draw_is_a_sum_of_nothing(hospitals, model, rows):
     nothing = hospitals.clipped_sum(model, rows.of(torch.zeros(5, dtype=torch.bool)), 1.0)
     assert nothing.shape == (sum(part.numel() for part in model.parameters()),)

@@ -65,7 +65,7 @@ def comparison(small, tmp_path):
 def quick(monkeypatch):
     """A page without its larger drawings, and bounds that are coarser still."""
     for drawing in ("curves", "calibration", "forest"):
-        monkeypatch.setattr(report.figures, drawing, lambda *_: "a drawing")
+        monkeypatch.setattr(figures, drawing, lambda *_: "a drawing")
     monkeypatch.setattr(guarantees, "_POINTS", 60)
 
 
@@ -333,6 +333,7 @@ def test_shared_noise_has_its_certificate(comparison):
     assert [row.colluding for row in rows] == [0, 1, 2, 3]
     for row in rows:
         assert f"{row.who} {row.colluding} of 3 {row.noise:.0%} {row.epsilon:.3f}" in words(page)
+    assert PRIVATE.epsilon
     assert rows[1].epsilon <= PRIVATE.epsilon * (1 + 1e-9)
     assert rows[3].epsilon > PRIVATE.epsilon  # what all others together could learn
     assert f'class="red">{rows[3].epsilon:.3f}' in page
@@ -345,7 +346,11 @@ def test_counting_by_record_would_have_hidden_patients_with_many(comparison):
     assert list(found.found) == [1, 2, 3, 4, 8]
     values = list(found.found.values())
     assert values == sorted(values)
-    assert found.found[1] <= PRIVATE.epsilon < found.found[2]
+    assert PRIVATE.epsilon
+    one, two = found.found[1], found.found[2]
+    assert one
+    assert two
+    assert one <= PRIVATE.epsilon < two
     page = report.html(comparison)
     assert "What counting by record would have hidden" in page
     assert f"3 records, the most of any patient here {found.found[3]:.2f} 2 " in words(page)

@@ -62,6 +62,12 @@ def loss(output: Tensor, target: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(output.squeeze(1), target)
 
 
+def cost(output: NDArray[np.float32], target: NDArray[np.float32]) -> float:
+    """The same in numpy."""
+    logits = output[:, 0]
+    return float(np.sum(np.logaddexp(0, logits) - target * logits)) / len(target)
+
+
 def slope(output: NDArray[np.float32], target: NDArray[np.float32]) -> NDArray[np.float32]:
     """How the mean loss changes with each logit; shape [n, 1]."""
     return (_sigmoid(output) - target[:, None]) / np.float32(len(target))
