@@ -79,7 +79,8 @@ def _with_noise(exact: Vector, sensitivity: float, plan: StudyPlan, event: Event
         return exact
     # Rounding to the grid moves each number by half a step at either of two neighbours.
     spread = part_of(plan, event) * (sensitivity / _GRID + exact.size**0.5)
-    return (np.rint(exact / _GRID) + noise.discrete_gaussian(entropy, spread, exact.size)) * _GRID
+    steps = np.rint(exact / _GRID) + noise.discrete_gaussian(entropy, spread, exact.size)
+    return np.asarray(steps * _GRID, dtype=np.float64)
 
 
 def _weights(rows: Rows, plan: StudyPlan) -> Vector:

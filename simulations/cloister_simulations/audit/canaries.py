@@ -86,9 +86,10 @@ class CanaryModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, shape [n, 1]."""
-        finite = ~torch.isnan(x[:, 0])  # a row without numbers holds a free place in a batch
-        self.seen.append(x[finite, 0].long().numpy())
-        column = torch.where(finite, x[:, 1], float(self.canaries)).long()
+        # A row without numbers holds a free place in a batch, and one that is no row's was made up to try the model.
+        ours = (x[:, 0] >= 0) & (x[:, 0] == x[:, 0].round())
+        self.seen.append(x[ours, 0].long().numpy())
+        column = torch.where(ours, x[:, 1], float(self.canaries)).long()
         hot = torch.zeros(len(x), self.canaries + 1).scatter_(1, column[:, None], SCALE)
         return self.net(x[:, 2:]) + self.canary(hot[:, : self.canaries])
 
@@ -243,6 +244,7 @@ def state_shows_a_row(build: Build, plan: StudyPlan, event: Event, entropy: Entr
         model, every = _new_model(1, norm, generator), rows_of(np.ones(1, dtype=bool), rows, generator)
         some = Rows(every.x[1:], every.y[1:], np.arange(rows - 1)) if out else every
         mechanism = build(model, some, plan, probed, entropy)
+        take_step(model, mechanism)  # before which the mechanism may try the model with rows of its own making
         before = _not_noised(model, mechanism)
         for _ in range(_PROBED):
             take_step(model, mechanism)
