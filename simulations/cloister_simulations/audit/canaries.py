@@ -7,6 +7,7 @@ one-hot columns of huge scale, beside an ordinary perceptron which trains on ord
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -244,7 +245,9 @@ def state_shows_a_row(build: Build, plan: StudyPlan, event: Event, entropy: Entr
         model, every = _new_model(1, norm, generator), rows_of(np.ones(1, dtype=bool), rows, generator)
         some = Rows(every.x[1:], every.y[1:], np.arange(rows - 1)) if out else every
         mechanism = build(model, some, plan, probed, entropy)
+        fresh = copy.deepcopy(model.state_dict())
         take_step(model, mechanism)  # before which the mechanism may try the model with rows of its own making
+        model.load_state_dict(fresh)
         before = _not_noised(model, mechanism)
         for _ in range(_PROBED):
             take_step(model, mechanism)
