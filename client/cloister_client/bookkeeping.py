@@ -32,6 +32,10 @@ class Tape:
 
     place: dict[nn.Parameter, int]
     """The trained parameters' positions."""
+    closed: bool = False
+    """Whether the model is a row of torch's own layers, whose passes are all alike: one look at the way back does."""
+    sealed: bool = field(default=False, init=False)
+    """Whether it was looked at."""
     records: int = 0
     edges: list[GradientEdge] = field(default_factory=list)
     made: list[tuple[int, Made]] = field(default_factory=list)
@@ -92,7 +96,7 @@ class Tape:
 
     def uses(self, objective: Tensor) -> list[Use]:
         """The backward pass."""
-        if self.outside(objective):
+        if not self.sealed and self.outside(objective):
             raise PlanRefused(
                 "The model uses a layer's parameter outside of that layer, where no clip sees it.",
                 mend="Call the layer, or give the function a layer of its own.",
@@ -101,6 +105,7 @@ class Tape:
             raise PlanRefused(
                 "The model changes what came into a layer after the layer used it.", mend="Use inplace=False there."
             )
+        self.sealed = self.closed
         asked = iter(torch.autograd.grad(objective, self.edges, allow_unused=True) if self.edges else ())
         found: list[Use] = []
         for count, made in self.made:
@@ -125,7 +130,7 @@ def _linear(layer: nn.Linear, tape: Tape) -> Forward:
 
     def forward(x: Tensor) -> Tensor:
         said = functional.linear(x, layer.weight, layer.bias)
-        tape.check(layer, len(x) if x.dim() > 1 else 1)
+        tape.check(layer, x.shape[0] if x.dim() > 1 else 1)
         kept = x if weights else x[..., :0]
         tape.keep(said, x, lambda asked: [Outer(_steps(kept), _steps(asked), weights, biases)])
         return said

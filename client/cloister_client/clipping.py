@@ -30,6 +30,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 Objective = Callable[[Tensor], Tensor]
 """What a gradient is asked of: a number made from the model's output."""
 
+HUGE = 1e30
+"""A norm beyond this counts as none: what scales it down would be lost in single precision."""
+
 PROBED = 4
 """Records by which a model is tried before the first batch."""
 
@@ -72,7 +75,8 @@ class Clipper:
         """What is trained; a frozen parameter has no part in norms or sums."""
         self._place = {parameter: at for at, parameter in enumerate(self.parameters)}
         self._sums: list[Tensor | None] = [None] * len(self.parameters)
-        self._tape = Tape(self._place)
+        self._tape = Tape(self._place, closed=_is_row(model))
+        self._row: list[Callable[[Tensor], Tensor]] = []
         self._layers: list[tuple[nn.Module, Forward]] = []
         for name, layer in model.named_modules():
             inner = isinstance(layer, nn.MultiheadAttention)  # reads its out_proj's weight past that layer's forward
@@ -89,6 +93,9 @@ class Clipper:
             self._layers.append((layer, found(layer, self._tape)))
         else:
             self._uses = self._booked
+            if self._tape.closed:  # which needs none of a model's way of calling its layers
+                forwards = dict(self._layers)
+                self._row = [forwards.get(layer, layer) for layer in model.children()]
 
     def add(self, x: Tensor, y: Tensor, units: Tensor, count: int) -> Tensor:
         """Add the clipped gradients of ``count`` units to the sums; their norms before the clip, [count].
@@ -100,11 +107,11 @@ class Clipper:
             PlanRefused: the model or the loss mixes records, so that no clip bounds what one of them does.
         """
         with torch.no_grad():
-            if len(x) and not self._probed:
+            if x.shape[0] and not self._probed:
                 some = torch.arange(PROBED, device=x.device) % len(x)
                 self._probe(_invented(x[some]), y[some])
                 self._probed = True
-            if self._at_once is None or len(x) <= self._at_once:
+            if self._at_once is None or x.shape[0] <= self._at_once:
                 return self._add(x, y, units, count)
             norms = torch.zeros(count, device=units.device)
             for some, records in _parts(units, count, self._at_once):
@@ -120,7 +127,7 @@ class Clipper:
         return [torch.zeros_like(p) if s is None else s for p, s in zip(self.parameters, sums, strict=True)]
 
     def _add(self, x: Tensor, y: Tensor, units: Tensor, count: int, *, fill: bool = True) -> Tensor:
-        n = len(x)
+        n = x.shape[0]
         if n == 0 or not self.parameters:
             return torch.zeros(count, device=units.device)
         size = next((bucket for bucket in self._buckets if bucket >= n), n) if fill else n
@@ -139,24 +146,33 @@ class Clipper:
         times = size if who.sizes is None or not self._mean else size / who.sizes.clamp(min=1)
         raw = square.sqrt_()
         norms = raw * times
-        if not isfinite(float(norms.sum())) and not (finite := norms.isfinite()).all():
+        if not float(norms.amax()) < HUGE:
             # As if they were not there: what is not finite spoils sums even times zero.
+            finite = norms < HUGE
             uses, there = [], finite[units]
             again = self._add(x[there], y[there], units[there], count, fill=bool(finite[-1]))
-            return torch.where(finite[:count], again, norms[:count])
-        factor = self._most / raw.clamp_(min=self._clip_norm / times)  # of a mean's gradient: times min(1, C / norm)
+            return torch.where(finite[:count], again, norms[:count].to(again.dtype))
+        # Of a mean's gradient: times min(1, C / norm).
+        factor = (self._most / raw.clamp_(min=self._clip_norm / times)).to(self.parameters[0].dtype)
         if size > n:
             factor[count] = 0
         while uses:
             for at, total in uses.pop().total(who, factor):
                 held = self._sums[at]
                 self._sums[at] = total if held is None else held.double() + total
-        return norms[:count]
+        return norms[:count].to(factor.dtype)
 
     def _booked(self, x: Tensor, objective: Objective) -> list[Use]:
         """What the objective asks of the trained parameters."""
         with torch.enable_grad():
-            value = objective(played(self._model, x, self._tape, self._layers))
+            if self._row:
+                said = x
+                self._tape.start(x.shape[0])
+                for step in self._row:
+                    said = step(said)
+            else:
+                said = played(self._model, x, self._tape, self._layers)
+            value = objective(said)
         return self._tape.uses(value)
 
     def _probe(self, x: Tensor, y: Tensor) -> None:
@@ -186,6 +202,16 @@ class Clipper:
                 "The loss of a batch is not the mean of its records' losses, so one record's part depends on others.",
                 mend="Use a mean over records, without weights that are normalised over the batch.",
             )
+
+
+def _is_row(model: nn.Module) -> bool:
+    """Whether it is torch's own layers one after the other, so that no pass uses a parameter otherwise than another."""
+    own = "torch.nn.modules."
+    return (
+        type(model) is nn.Sequential
+        and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in model.modules())
+        and all(type(layer).__module__.startswith(own) and next(layer.children(), None) is None for layer in model)
+    )
 
 
 def _invented(x: Tensor) -> Tensor:

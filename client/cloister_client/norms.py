@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from math import prod
 from typing import Protocol
@@ -31,13 +32,19 @@ Found = list[tuple[int, Tensor]]
 """Tensors with the parameters that they are gradients of, by position."""
 
 
+@lru_cache(maxsize=8)
+def _counting(count: int, device: torch.device) -> Tensor:
+    """0, 1, … count - 1; a small step would spend its time on making it anew."""
+    return torch.arange(count, device=device)
+
+
 class Units:
     """Which unit each record belongs to, and the units with equally many records side by side."""
 
     def __init__(self, of: Tensor, count: int) -> None:
         """``of`` is int64 [records], in 0..count-1; a unit may have no record."""
         self.of, self.count = of, count
-        self.alone = count == len(of) and torch.equal(of, torch.arange(count, device=of.device))
+        self.alone = count == of.numel() and torch.equal(of, _counting(count, of.device))
         self.sizes: Tensor | None = None
         self.blocks: list[tuple[Tensor, Tensor]] = []
         """Units [u] and their records [u, R], one block for each R that occurs."""
@@ -195,9 +202,10 @@ class Outer:
         """Of each unit, [count]."""
         ones = len(self.biases)
         if self.came.dim() == 2 and units.alone:
-            level, top = _levelled(self.asked)
-            asked, came = level.square_().sum(1), self.came.square().sum(1)
-            return (torch.addcmul(asked, asked, came) if ones else asked * came).mul_(top).mul_(top)
+            # In double precision no square is lost, as in ``_levelled``.
+            asked = torch.linalg.vector_norm(self.asked, dim=1, dtype=torch.float64).square_()
+            came = torch.linalg.vector_norm(self.came, dim=1, dtype=torch.float64).square_()
+            return torch.addcmul(asked, asked, came) if ones else asked * came
         came, asked = _steps(self.came), _steps(self.asked)
         if 2 * came.shape[1] ** 2 * units.pairs <= came.shape[2] * asked.shape[2] * units.count:
             return units.each(lambda a, g: _gram_square(a.flatten(1, 2), g.flatten(1, 2), ones), came, asked)
