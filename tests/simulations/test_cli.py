@@ -114,8 +114,9 @@ def test_a_plan_without_exact_metrics_runs_and_tells_only_noise(scenario, tmp_pa
     assert 'class="bad"' not in page
     result = json.loads((out / "seed-0" / "private-2" / "result.json").read_text(encoding="utf-8"))
     assert [point["round"] for point in result["curve"] if "auroc" in point] == [3]
-    assert 0 <= result["learned"]["final auroc"] <= 1
-    assert len(result["cohort"]["age"]["quartiles"]) == 3
+    value = result["learned"]["final auroc"]  # of so few patients noise may leave nobody with the outcome
+    assert value is None or 0 <= value <= 1
+    assert len(result["cohort"]["age"]["quartiles"]) in (0, 3)  # none, where noise has left nobody
 
 
 # --- mistakes ----------------------------------------------------------------------------------------------
