@@ -334,13 +334,17 @@ class Site:
 
     def _commit(self, ticket: Ticket, event: Event) -> None:
         assert self.ledger is not None  # a private plan has one
-        paid = in_patients(event, self.plan, most_records(self.dataset))
+        paid = in_patients(event, self.plan, self._most_records)
         release = Release(self._digest, ticket.header.run, ticket.header.round, ticket.digest, paid)
         self.ledger.commit(release, epsilon=self._cost.epsilon, delta=self._cost.delta)
 
     @cached_property
     def _cost(self) -> Cost:
         return plan_cost(self.plan, self.dataset)
+
+    @cached_property
+    def _most_records(self) -> int:
+        return most_records(self.dataset)
 
     def _bytes(self, count: int) -> bytes:
         return self._entropy(count)

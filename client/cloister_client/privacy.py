@@ -81,7 +81,7 @@ class Units:
 
     def rows_of(self, drawn: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """All rows of the drawn units, and which of these each row is of, counted from 0."""
-        sizes = self.sizes[drawn]
+        sizes = self.starts[drawn + 1] - self.starts[drawn]
         ends = np.cumsum(sizes)
         at = np.arange(ends[-1] if len(ends) else 0) + np.repeat(self.starts[drawn] - (ends - sizes), sizes)
         return self.rows[at], np.repeat(np.arange(len(drawn)), sizes)

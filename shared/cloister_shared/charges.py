@@ -84,18 +84,18 @@ def in_patients(event: Event, plan: StudyPlan, records: int) -> Event:
 
 def part_of(plan: StudyPlan, event: Event) -> float:
     """The noise multiplier of what one hospital adds to a release that costs ``event``."""
-    terms = plan.privacy
-    if not plan.shared_noise or terms.delta is None:
-        return event.noise_multiplier
-    sites = plan.cohort.min_sites
-    each = shared_noise.part(charges(plan), terms.delta, sites, terms.colluding, terms.epsilon_alone)
-    return event.noise_multiplier * each
+    return event.noise_multiplier * _each(plan) if plan.shared_noise else event.noise_multiplier
 
 
 def certificate(plan: StudyPlan) -> tuple[Standing, ...]:
     """Where noise is shared: what is promised against the coordinator, with some hospitals, and with all others."""
-    terms, sites = plan.privacy, plan.cohort.min_sites
-    if not plan.shared_noise or terms.delta is None:
+    if not plan.shared_noise:
         return ()
-    each = shared_noise.part(charges(plan), terms.delta, sites, terms.colluding, terms.epsilon_alone)
-    return shared_noise.certificate(charges(plan), terms.delta, each, sites, terms.colluding)
+    _, delta = promise(plan)
+    return shared_noise.certificate(charges(plan), delta, _each(plan), plan.cohort.min_sites, plan.privacy.colluding)
+
+
+def _each(plan: StudyPlan) -> float:
+    """What each hospital adds of the noise that all share."""
+    (_, delta), terms = promise(plan), plan.privacy
+    return shared_noise.part(charges(plan), delta, plan.cohort.min_sites, terms.colluding, terms.epsilon_alone)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import flwr.compat.common.recorddict_compat as compat
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.client.mod import secaggplus_mod
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
 from flwr.common import Code, FitRes, Status, ndarray_to_bytes, ndarrays_to_parameters
 from flwr.common.secure_aggregation.crypto.symmetric_encryption import generate_shared_key
 from flwr.common.secure_aggregation.ndarrays_arithmetic import (
@@ -27,7 +28,6 @@ from flwr.server import LegacyContext, SimpleClientManager
 from flwr.server.compat.grid_client_proxy import GridClientProxy
 from flwr.server.strategy import FedAvg
 from flwr.server.workflow import SecAggPlusWorkflow
-from flwr.serverapp import Grid
 from flwr.supercore.primitives.asymmetric import (
     bytes_to_private_key,
     bytes_to_public_key,
@@ -35,9 +35,10 @@ from flwr.supercore.primitives.asymmetric import (
     private_key_to_bytes,
     public_key_to_bytes,
 )
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
+
+from cloister_simulations.engines import hushed
+from cloister_simulations.grid import InProcessGrid
 
 Vector = NDArray[np.float32]
 CLIPPING, TARGET, MODULUS, MAX_WEIGHT = 8.0, 1 << 22, 1 << 32, 1000.0
@@ -71,7 +72,7 @@ def mask(update: Vector, neighbours: int, sample: int = 3) -> tuple[float, int]:
 
 def secure_round(updates: Sequence[Vector], rows: Sequence[int]) -> tuple[Vector, float]:
     """The weighted mean by one SecAgg+ round, and its wall seconds."""
-    grid, strategy = _Hospitals(updates, rows), FedAvg(min_fit_clients=len(updates), min_available_clients=len(updates))
+    grid, strategy = _hospitals(updates, rows), FedAvg(min_fit_clients=len(updates), min_available_clients=len(updates))
     manager = SimpleClientManager()
     for node in grid.get_node_ids():
         manager.register(GridClientProxy(node, grid, 1))
@@ -79,7 +80,7 @@ def secure_round(updates: Sequence[Vector], rows: Sequence[int]) -> tuple[Vector
     context.state.config_records["config"] = ConfigRecord({"current_round": 1})
     start = ndarrays_to_parameters([np.zeros_like(updates[0])])
     context.state.array_records["parameters"] = compat.parameters_to_arrayrecord(start, True)
-    with _hushed():
+    with hushed("flwr", logging.CRITICAL):
         began = time.perf_counter()
         SecAggPlusWorkflow(1.0, 0.6)(grid, context)
         seconds = time.perf_counter() - began
@@ -89,13 +90,13 @@ def secure_round(updates: Sequence[Vector], rows: Sequence[int]) -> tuple[Vector
 
 def plain_round(updates: Sequence[Vector], rows: Sequence[int]) -> tuple[Vector, float]:
     """The same by its FedAvg alone."""
-    grid = _Hospitals(updates, rows)
+    grid = _hospitals(updates, rows)
     began = time.perf_counter()
     results = [
-        (GridClientProxy(node, grid, 1), compat.recorddict_to_fitres(grid.learned(node), True))
+        (GridClientProxy(node, grid, 1), compat.recorddict_to_fitres(_learned(updates, rows, node), True))
         for node in grid.get_node_ids()
     ]
-    with _hushed():
+    with hushed("flwr", logging.CRITICAL):
         parameters, _ = FedAvg().aggregate_fit(1, list(results), [])
     seconds = time.perf_counter() - began
     assert parameters
@@ -103,64 +104,26 @@ def plain_round(updates: Sequence[Vector], rows: Sequence[int]) -> tuple[Vector,
     return mean, seconds
 
 
-class _Hospitals(Grid):
+def _hospitals(updates: Sequence[Vector], rows: Sequence[int]) -> InProcessGrid:
     """Each node hands over its update, through SecAgg+'s client mod."""
+    app = ClientApp(mods=[_own_copy, secaggplus_mod])
 
-    def __init__(self, updates: Sequence[Vector], rows: Sequence[int]) -> None:
-        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
-        self._updates, self._rows, self._sent = updates, rows, 0
-        self._contexts = {node: Context(1, node, {}, RecordDict(), {}) for node in range(1, len(updates) + 1)}
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return Message(_learned(updates, rows, context.node_id), reply_to=message)
 
-    def learned(self, node: int) -> RecordDict:
-        parameters = ndarrays_to_parameters([self._updates[node - 1]])
-        fitted = FitRes(Status(Code.OK, ""), parameters, self._rows[node - 1], {})
-        return compat.fitres_to_recorddict(fitted, True)
-
-    def get_node_ids(self) -> list[int]:
-        return list(self._contexts)
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        replies: list[Message] = []
-        for message in messages:
-            self._sent += 1
-            message.metadata.__dict__["_message_id"] = f"message-{self._sent}"
-            context = self._contexts[message.metadata.dst_node_id]
-            # Its nodes share one content here, and the mod takes entries out of it.
-            content = message.content.items()
-            message.content = RecordDict(
-                {name: ConfigRecord(dict(part)) if isinstance(part, ConfigRecord) else part for name, part in content}
-            )
-            replies.append(secaggplus_mod(message, context, self._train))
-        return replies
-
-    def _train(self, message: Message, context: Context) -> Message:
-        return Message(self.learned(message.metadata.dst_node_id), reply_to=message)
-
-    def set_run(self, run: Run) -> None: ...
-
-    @property
-    def run(self) -> Run:
-        return Run.create_empty(1)
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        raise NotImplementedError
-
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        raise NotImplementedError
+    return InProcessGrid(app, [f"hospital-{at}" for at in range(len(updates))])
 
 
-@contextmanager
-def _hushed() -> Iterator[None]:
-    """Without its running commentary."""
-    logger = logging.getLogger("flwr")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
+def _own_copy(message: Message, context: Context, work: ClientAppCallable) -> Message:
+    """Nodes share one content here, and the mod takes entries out of it."""
+    content = message.content.items()
+    message.content = RecordDict(
+        {name: ConfigRecord(dict(part)) if isinstance(part, ConfigRecord) else part for name, part in content}
+    )
+    return work(message, context)
+
+
+def _learned(updates: Sequence[Vector], rows: Sequence[int], node: int) -> RecordDict:
+    fitted = FitRes(Status(Code.OK, ""), ndarrays_to_parameters([updates[node - 1]]), rows[node - 1], {})
+    return compat.fitres_to_recorddict(fitted, True)
