@@ -118,3 +118,29 @@ class AuditBroken(Fault):
     """The audit log was changed, or ends in what was never appended."""
 
     abroad = "The hospital's audit log cannot be used; its own log says why."
+
+
+class EnrolmentRefused(Refusal):
+    """An invite, a certificate request or a certificate is not valid, or is no longer."""
+
+
+class AccessRefused(Refusal):
+    """An account's role does not allow what it asks, or there is no such account."""
+
+
+class StudyRefused(Refusal):
+    """There is no such study, or its state does not allow what is asked."""
+
+
+class VersionRefused(Refusal):
+    """The two sides speak versions of the protocol that do not fit together; one must be upgraded."""
+
+
+class LinkLost(Fault):
+    """The coordinator cannot be reached, or the connection to it was cut."""
+
+    mend = "Run cloister-site doctor: it tries each part of the way and says what to do."
+
+
+class RegistryBroken(Fault):
+    """The coordinator's records of hospitals and studies cannot be read or written."""
