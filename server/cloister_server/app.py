@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,13 +17,15 @@ from cloister_server.store import Checkpoint, RoundRecord, Store
 from cloister_server.total import require_quorum
 from cloister_shared import tally
 from cloister_shared.envelope import read_roster
-from cloister_shared.errors import EnvelopeRefused, ReplyRejected
+from cloister_shared.errors import EnvelopeRefused, QuorumLost, ReplyRejected
 from cloister_shared.plan import StudyPlan
 from cloister_shared.tally import Numbers
 from cloister_shared.tasks.layout import Layout, gathered, initial_model, layout_of
-from cloister_shared.wire import Advert, ReplyHeader, read_signed, unpack_reply
+from cloister_shared.wire import Advert, ReplyHeader, Ticket, TicketHeader, read_signed, unpack_reply
 
 Notice = Callable[[RoundRecord], None]
+Members = Callable[[], Mapping[int, str]]
+"""Between organisations: the Flower nodes that may take part at this moment, each under its certified name."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,25 @@ class Finished:
     silent: dict[str, str]
 
 
-def run_study(plan: StudyPlan, store: Store, grid: Grid, notice: Notice = lambda record: None) -> Finished:
+def run_study(
+    plan: StudyPlan,
+    store: Store,
+    grid: Grid,
+    notice: Notice = lambda record: None,
+    members: Members | None = None,
+) -> Finished:
     """Open or resume a study and run it to its end. A round begins from the checkpoint of the one before.
+
+    Without ``members``, as in a simulation, every node takes part under the name that it gives itself.
 
     Raises:
         CohortTooSmall, QuorumLost: too few hospitals; what was reached is kept.
     """
-    study = open_study(plan, store, grid)
-    for number in range(study.checkpoint().round + 1, plan.rounds + 1):
+    study = open_study(plan, store, grid, members)
+    begin = study.checkpoint().round + 1
+    for number in range(begin, plan.rounds + 1):
+        if number > begin and members and plan.cohort.late_joiners == "next-round":
+            study = with_late_joiners(study, grid, members)
         notice(run_round(study, number, grid))
     judged: dict[str, ReplyHeader] = {}
     if plan.aggregation.secure_sum:
@@ -62,7 +75,7 @@ def run_study(plan: StudyPlan, store: Store, grid: Grid, notice: Notice = lambda
     return Finished(study.checkpoint(), tuple(study.enrolled), judged, {}, silent)
 
 
-def open_study(plan: StudyPlan, store: Store, grid: Grid) -> Study:
+def open_study(plan: StudyPlan, store: Store, grid: Grid, members: Members | None = None) -> Study:
     """Enrol the hospitals and make sure of a checkpoint: the one on disk, or the untrained model's.
 
     Raises:
@@ -72,13 +85,13 @@ def open_study(plan: StudyPlan, store: Store, grid: Grid) -> Study:
     layout = layout_of(plan, first)
     secure = plan.aggregation.secure_sum
     roster = read_roster(store.folder / "roster.json") if secure else {}
-    study = Study(plan, layout, _enrol(plan, layout, grid), store, roster)
+    introduced, absent = _introduced(plan, layout, grid, list(grid.get_node_ids()), members)
+    study = Study(plan, layout, enrol(plan, introduced, absent), store, roster)
     if store.load(plan.digest) is None:
-        run = f"{plan.study}-{secrets.token_hex(4)}"[-64:]
-        store.save(Checkpoint(run, plan.digest, 0, gathered(first, layout.shared)))
+        store.save(Checkpoint(_new_run(plan), plan.digest, 0, gathered(first, layout.shared)))
     if secure:
-        if not study.checkpoint().cohort:
-            store.save(replace(study.checkpoint(), cohort=_adverts(study, grid)))
+        if not (now := study.checkpoint()).cohort:
+            store.save(replace(now, cohort=_adverts(study, grid, now)))
         study = replace(study, cohort=study.checkpoint().cohort)
     if plan.asks_statistics and study.checkpoint().statistics is None:
         said = _statistics(study, grid)
@@ -87,8 +100,8 @@ def open_study(plan: StudyPlan, store: Store, grid: Grid) -> Study:
     return study
 
 
-def _adverts(study: Study, grid: Grid) -> dict[str, str]:
-    """Each hospital's signed key for this run: the cohort of all its secure sums.
+def _adverts(study: Study, grid: Grid, now: Checkpoint) -> dict[str, str]:
+    """Each hospital's signed key for the run that ``now`` names: the cohort of all its secure sums.
 
     Raises:
         QuorumLost: too few hospitals gave one.
@@ -106,7 +119,8 @@ def _adverts(study: Study, grid: Grid) -> dict[str, str]:
             raise ReplyRejected(f"the key is {said.site}'s")
         given[site], least[site] = envelope, said.min_cohort
 
-    silent = collect(grid, send(study, ticket(study, 0), grid, "query.advertise"), study.plan.round_timeout, accept)
+    asked = Ticket(TicketHeader(run=now.run, plan=now.plan, round=0, site=""))
+    silent = collect(grid, send(study, asked, grid, "query.advertise"), study.plan.round_timeout, accept)
     while leaves := [site for site in given if least[site] > len(given)]:
         silent |= {site: f"takes part with {least[site]} hospitals or more" for site in leaves}
         given = {site: envelope for site, envelope in given.items() if site not in leaves}
@@ -114,15 +128,55 @@ def _adverts(study: Study, grid: Grid) -> dict[str, str]:
     return dict(sorted(given.items()))
 
 
-def _enrol(plan: StudyPlan, layout: Layout, grid: Grid) -> dict[str, int]:
-    introduced: dict[int, ReplyHeader] = {}
+def with_late_joiners(study: Study, grid: Grid, members: Members) -> Study:
+    """The study with the hospitals that have come since, if any. Only between two rounds, when nothing is under way.
+
+    Under the secure sum all hospitals that are there then agree on new keys: a new run of the same study.
+    """
+    plan, known = study.plan, set(study.enrolled.values())
+    may = members()
+    new = [node for node in grid.get_node_ids() if node in may and node not in known]
+    if not new or len(known) >= plan.cohort.max_sites:
+        return study
+    introduced, _ = _introduced(plan, study.layout, grid, new[: plan.cohort.max_sites - len(known)], members)
+    if not introduced:
+        return study
+    joined = replace(study, enrolled=dict(sorted({**study.enrolled, **{s: n for n, s in introduced.items()}}.items())))
+    if not plan.aggregation.secure_sum:
+        return joined
+    now = replace(study.checkpoint(), run=_new_run(plan), cohort={})
+    try:
+        cohort = _adverts(replace(joined, cohort={}), grid, now)
+    except QuorumLost:
+        return study  # as it was: the old keys still serve those that have them
+    if not set(introduced.values()) & set(cohort):
+        return study
+    study.store.save(replace(now, cohort=cohort))
+    return replace(joined, cohort=cohort)
+
+
+def _new_run(plan: StudyPlan) -> str:
+    return f"{plan.study}-{secrets.token_hex(4)}"[-64:]
+
+
+def _introduced(
+    plan: StudyPlan, layout: Layout, grid: Grid, nodes: Collection[int], members: Members | None
+) -> tuple[dict[int, str], dict[int, str]]:
+    """Node to hospital, of the nodes that speak the plan's layout; and why others do not take part."""
+    introduced: dict[int, str] = {}
+    certified = members() if members else None
+    asked = [node for node in nodes if certified is None or node in certified]
 
     def accept(node: int, message: Message) -> None:
-        introduced[node] = unpack_reply(message.content).header
+        said = unpack_reply(message.content).header
+        if certified is not None and said.site != certified[node]:
+            raise ReplyRejected(f"{certified[node]} calls itself {said.site}")
+        if said.layout != layout.digest:
+            raise ReplyRejected(f"{said.site} has another model")
+        introduced[node] = said.site
 
-    sent = ask(grid, list(grid.get_node_ids()), "query.enrol")
-    absent = collect(grid, sent, plan.round_timeout, accept)
-    return enrol(plan, layout.digest, introduced, absent)
+    absent = collect(grid, ask(grid, asked, "query.enrol"), plan.round_timeout, accept)
+    return introduced, absent
 
 
 def _statistics(study: Study, grid: Grid) -> Numbers:

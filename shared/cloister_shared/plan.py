@@ -236,6 +236,8 @@ class Cohort(_Terms):
     """Training patients that a hospital must have; it refuses to train on fewer."""
     max_rows: Count = 10_000_000
     """Bound on the row count that is a hospital's weight."""
+    late_joiners: Literal["next-round", "refuse"] = "next-round"
+    """What becomes of a hospital that was not there at the start: it joins between two rounds, or stays out."""
 
 
 class Aggregation(_Terms):
