@@ -252,10 +252,8 @@ def _explained(model: type[BaseModel], detail: ErrorDetails) -> Broken:
             return Broken(path, f"is not accepted: {_lower(detail['msg'])}", _type_mend(kind))
 
 
-_SMALL = "Write it in small letters, digits and hyphens."
 _FORMS: dict[str | int, str] = {
-    "study": _SMALL,
-    "site": _SMALL,
+    "study": "Write it in small letters, digits and hyphens.",
     "code": "Write the vocabulary, a colon and the code: LOINC:2093-3.",
 }
 
@@ -271,6 +269,7 @@ def _type_mend(kind: str) -> str:
         "dict": "Write a section of keys below it.",
         "too": "Write as many entries as it says.",
         "finite": "Write an ordinary number.",
+        "site_name": "Write the name that the hospital is enrolled with.",
     }
     return next((mend for start, mend in mends.items() if kind.startswith(start)), "Write a value of that kind.")
 

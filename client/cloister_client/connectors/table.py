@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cloister_client.consent import MIN_COHORT, Policy
 from cloister_shared.errors import DataRefused
+from cloister_shared.names import SiteName
 from cloister_shared.plan import Mechanism, Name, Positive, Schema, Slug
 from cloister_shared.plan_file import load, parse
 from cloister_shared.schema import numbers
@@ -70,7 +71,7 @@ class PolicyTerms(_Terms):
 class SiteFile(_Terms):
     """``site.yaml``: who this hospital is and where its records are. It never leaves the hospital."""
 
-    site: Slug
+    site: SiteName
     population: Slug = "patients"
     """Of whom the rows are: studies on the same patients share one privacy budget."""
     policy: PolicyTerms = PolicyTerms()
