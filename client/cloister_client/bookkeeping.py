@@ -120,19 +120,20 @@ Forward = Callable[..., Any]
 Rule = Callable[[Any, Tape], Forward]
 
 
-def _steps(tensor: Tensor) -> Tensor:
+def steps(tensor: Tensor) -> Tensor:
     """[records, …, width] as [records, T, width], or as it is without anything between."""
     return tensor if tensor.dim() == 2 else tensor.flatten(1, -2)
 
 
 def _linear(layer: nn.Linear, tape: Tape) -> Forward:
-    weights, biases = tape.at(layer.weight), tape.at(layer.bias)
+    weight, bias = layer.weight, layer.bias  # a module finds its parameters slowly
+    weights, biases = tape.at(weight), tape.at(bias)
 
     def forward(x: Tensor) -> Tensor:
-        said = functional.linear(x, layer.weight, layer.bias)
+        said = functional.linear(x, weight, bias)
         tape.check(layer, x.shape[0] if x.dim() > 1 else 1)
         kept = x if weights else x[..., :0]
-        tape.keep(said, x, lambda asked: [Outer(_steps(kept), _steps(asked), weights, biases)])
+        tape.keep(said, x, lambda asked: [Outer(steps(kept), steps(asked), weights, biases)])
         return said
 
     return forward

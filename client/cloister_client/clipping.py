@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from cloister_client.bookkeeping import Forward, Tape, played, rule
 from cloister_client.norms import Direct, Units, Use, settled
+from cloister_client.row import Row, is_row
 from cloister_shared.errors import PlanRefused
 
 log = logging.getLogger(__name__)
@@ -67,16 +68,12 @@ class Clipper:
         if not (isfinite(clip_norm) and clip_norm > 0):
             raise PlanRefused(f"Expected a positive and finite clip_norm, got {clip_norm}.", mend="Mend privacy.")
         self._model, self._loss, self._clip_norm, self._mean = model, loss, clip_norm, per_unit == "mean"
-        self._most = torch.tensor(
-            clip_norm, dtype=torch.float64
-        )  # without a dimension: takes no part in dtype or device
         self._at_once, self._buckets, self._probed = at_once, sorted(buckets), False
         self.parameters: list[nn.Parameter] = [p for p in model.parameters() if p.requires_grad]
         """What is trained; a frozen parameter has no part in norms or sums."""
         self._place = {parameter: at for at, parameter in enumerate(self.parameters)}
         self._sums: list[Tensor | None] = [None] * len(self.parameters)
-        self._tape = Tape(self._place, closed=_is_row(model))
-        self._row: list[Callable[[Tensor], Tensor]] = []
+        self._tape = Tape(self._place, closed=is_row(model))
         self._layers: list[tuple[nn.Module, Forward]] = []
         for name, layer in model.named_modules():
             inner = isinstance(layer, nn.MultiheadAttention)  # reads its out_proj's weight past that layer's forward
@@ -92,10 +89,7 @@ class Clipper:
                 break
             self._layers.append((layer, found(layer, self._tape)))
         else:
-            self._uses = self._booked
-            if self._tape.closed:  # which needs none of a model's way of calling its layers
-                forwards = dict(self._layers)
-                self._row = [forwards.get(layer, layer) for layer in model.children()]
+            self._uses = Row(model, self._tape, dict(self._layers)).uses if self._tape.closed else self._booked
 
     def add(self, x: Tensor, y: Tensor, units: Tensor, count: int) -> Tensor:
         """Add the clipped gradients of ``count`` units to the sums; their norms before the clip, [count].
@@ -146,14 +140,15 @@ class Clipper:
         times = size if who.sizes is None or not self._mean else size / who.sizes.clamp(min=1)
         raw = square.sqrt_()
         norms = raw * times
-        if not float(norms.amax()) < HUGE:
+        if not float(norms.max()) < HUGE:
             # As if they were not there: what is not finite spoils sums even times zero.
             finite = norms < HUGE
             uses, there = [], finite[units]
             again = self._add(x[there], y[there], units[there], count, fill=bool(finite[-1]))
             return torch.where(finite[:count], again, norms[:count].to(again.dtype))
         # Of a mean's gradient: times min(1, C / norm).
-        factor = (self._most / raw.clamp_(min=self._clip_norm / times)).to(self.parameters[0].dtype)
+        factor = raw.clamp_(min=self._clip_norm / times).reciprocal_().mul_(self._clip_norm)
+        factor = factor.to(self.parameters[0].dtype)
         if size > n:
             factor[count] = 0
         while uses:
@@ -165,14 +160,7 @@ class Clipper:
     def _booked(self, x: Tensor, objective: Objective) -> list[Use]:
         """What the objective asks of the trained parameters."""
         with torch.enable_grad():
-            if self._row:
-                said = x
-                self._tape.start(x.shape[0])
-                for step in self._row:
-                    said = step(said)
-            else:
-                said = played(self._model, x, self._tape, self._layers)
-            value = objective(said)
+            value = objective(played(self._model, x, self._tape, self._layers))
         return self._tape.uses(value)
 
     def _probe(self, x: Tensor, y: Tensor) -> None:
@@ -202,16 +190,6 @@ class Clipper:
                 "The loss of a batch is not the mean of its records' losses, so one record's part depends on others.",
                 mend="Use a mean over records, without weights that are normalised over the batch.",
             )
-
-
-def _is_row(model: nn.Module) -> bool:
-    """Whether it is torch's own layers one after the other, so that no pass uses a parameter otherwise than another."""
-    own = "torch.nn.modules."
-    return (
-        type(model) is nn.Sequential
-        and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in model.modules())
-        and all(type(layer).__module__.startswith(own) and next(layer.children(), None) is None for layer in model)
-    )
 
 
 def _invented(x: Tensor) -> Tensor:

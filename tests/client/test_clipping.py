@@ -4,7 +4,8 @@ import logging
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -39,6 +40,12 @@ class Fn(nn.Module):
 def mean_of(*layers: nn.Module, width: int) -> nn.Module:
     """Layers, the mean over positions, and a head."""
     return nn.Sequential(*layers, Fn(lambda _, x: x.flatten(2).mean(2)), nn.Linear(width, CLASSES))
+
+
+def hidden(*widths: int) -> Iterator[nn.Module]:
+    """Linear layers with ReLU after each."""
+    for wide, out in pairwise(widths):
+        yield from (nn.Linear(wide, out), nn.ReLU())
 
 
 def sequence(kind: type[nn.LSTM] | type[nn.GRU], **terms: Any) -> nn.Module:
@@ -148,6 +155,12 @@ HOOKED: dict[str, Case] = {
 
 OTHERS: dict[str, Case] = {
     "linear-in-place": (lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(inplace=True), nn.Linear(8, 3)), numbers(6)),
+    "linear-deep": (lambda: nn.Sequential(*hidden(6, 8, 7), nn.Linear(7, 3)), numbers(6)),
+    "linear-deep-steps": (lambda: nn.Sequential(*hidden(6, 8, 7), nn.Flatten(), nn.Linear(56, 3)), numbers(2, 4, 6)),
+    "linear-deep-frozen": (
+        lambda: frozen(nn.Sequential(*hidden(6, 8, 8, 8), nn.Linear(8, 3)), "0.bias", "4.weight"),
+        numbers(6),
+    ),
     "embedding-padded": (
         lambda: nn.Sequential(nn.Embedding(9, 6, padding_idx=0), nn.Flatten(), nn.Linear(24, CLASSES)),
         words(4),
