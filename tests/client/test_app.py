@@ -17,21 +17,26 @@ from safetensors.torch import save
 
 from cloister_client import app as app_module
 from cloister_client.app import FAILED, REFUSED, Site, client_app, own_constants
-from cloister_client.dataset import Rows
+from cloister_client.consent import ANY
+from cloister_client.dataset import Dataset, QualityReport, Rows
 from cloister_client.privacy import plan_cost
 from cloister_shared import noise
+from cloister_shared.envelope import new_identity, read_identity, save_roster
 from cloister_shared.errors import (
     BudgetExceeded,
     CohortTooSmall,
     DataRefused,
+    PlanRefused,
     TicketRefused,
     UpdateRefused,
     WeightsBroken,
 )
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend
+from cloister_shared.schema import columns
 from cloister_shared.tasks.metrics import auroc
 from cloister_shared.wire import Ticket, TicketHeader, pack, pack_vectors, unpack_reply
+from cloister_simulations.site_folder import grant
 
 MLP = {"name": "tabular", "model": "mlp", "hidden": [4], "norm": "layer"}
 REMEMBERING = {
@@ -585,6 +590,28 @@ def test_a_hospital_without_a_budget_is_refused_before_round_1(open_site, plan_w
     none = app_module.Site(plan, first.dataset, tmp_path / "none")
     with pytest.raises(BudgetExceeded, match="No ceiling is set"):
         none.enrol()
+
+
+@pytest.mark.parametrize(("bound", "fits"), [(1.0, False), (100.0, True)])
+def test_shared_noise_that_does_not_fit_the_ring_is_refused_before_anything_is_reserved(
+    plan_with, rows, tmp_path, bound, fits
+):
+    plan = plan_with(
+        privacy={"mechanism": "shared", "unit": "site", "epsilon": 3.0, "delta": 1e-5, "clip_norm": 1.0},
+        aggregation={"secure_sum": True, "bound": bound},
+        cohort={"min_sites": 6, "max_sites": 8},
+    )
+    new_identity(tmp_path / "identity.key")
+    save_roster(tmp_path / "roster.json", {"st-marys": read_identity(tmp_path / "identity.key").public})
+    grant(tmp_path, amend(plan, privacy={"epsilon": 9.0}))  # only the ring is in the way
+    dataset = Dataset(columns(plan.table), rows(), rows(), QualityReport("st-marys", 24, []), ANY)
+    site = Site(plan, dataset, tmp_path)
+    if fits:
+        site.enrol()
+    else:
+        with pytest.raises(PlanRefused, match="would not fit into the sum"):
+            site.enrol()
+    assert bool(site.ledger.counted()) == fits
 
 
 def test_what_a_study_did_not_spend_is_free_after_its_final_evaluation(open_site, ticket_for, plan_with):

@@ -10,8 +10,11 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from cloister_server.rounds import Study, run_round
+from cloister_server.rounds import Study, noise_variance, run_round, step
 from cloister_server.store import Checkpoint, Store
+from cloister_server.strategies import fedadam, fedadam_without_noise
+from cloister_server.total import Mean
+from cloister_shared.charges import part_of, training_event
 from cloister_shared.errors import CheckpointBroken, QuorumLost
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend, read_plan
@@ -33,6 +36,7 @@ aggregation: {secure_sum: false, weights: rows, max_update_norm: 10, bound: 100}
 training: {learning_rate: 0.1, batch_size: 8, local_steps: 1}
 privacy: {mechanism: none}
 """
+SECURE = {"secure_sum": True, "weights": "equal"}
 LAYOUT = Layout((("head.weight", 3), ("head.bias", 1)), ())
 SITES = {"ash": 1, "beech": 2, "cedar": 3}
 Answer = Callable[[Message], Message | None]
@@ -118,6 +122,37 @@ def test_the_last_round_hands_over_the_average_and_every_other_goes_on_from_its_
     run_round(again, 3, grid)
     assert model_of(again) == pytest.approx([(1 * 0.25 + 2 * 0.5 + 3) / 1.75, 0, 0, 0], abs=1e-4)
     assert "average" not in again.checkpoint().state
+
+
+SHARED = {"mechanism": "shared", "unit": "site", "epsilon": 3.0, "delta": 1e-5, "clip_norm": 1.0}
+
+
+def test_the_noise_that_all_share_is_thinned_by_all(tmp_path):
+    """Each hospital's part adds up in quadrature, and the mean divides the sum by how many answered."""
+    plan = amend(read_plan(PLAN), privacy=SHARED, aggregation=SECURE)
+    part = part_of(plan, training_event(plan, 1)) * 1.0
+    assert noise_variance(plan, 4) == pytest.approx(part**2 / 4)
+    by_patient = amend(plan, privacy={"unit": "record"}, training={"sample_rate": 0.2})
+    part = part_of(by_patient, training_event(by_patient, 1)) * 1.0
+    assert noise_variance(by_patient, 4) == pytest.approx((0.1 / 8) ** 2 * part**2 / 4)
+
+
+@pytest.mark.parametrize("correct", [False, True])
+def test_adams_step_is_without_the_noise_if_the_plan_says_so(tmp_path, correct):
+    adam = {"name": "fedadam", "correct_noise": correct, "server_learning_rate": 0.1}
+    plan = amend(read_plan(PLAN), privacy=SHARED, aggregation=SECURE, strategy=adam)
+    update, model, sites = (
+        np.array([3.0, -2.0, 1.0, 0.5], dtype=np.float32),
+        np.zeros(4, dtype=np.float32),
+        ("ash", "beech"),
+    )
+    after = step(study(tmp_path, plan), 1, Mean(sites, {}, {"update": update.copy()}, {}, 1.0))
+    if correct:
+        want, state = fedadam_without_noise(model, update, {}, plan.strategy, noise_variance(plan, 2))
+    else:
+        want, state = fedadam(model, update, {}, plan.strategy)
+    assert after.model == pytest.approx(want)
+    assert after.state.keys() == state.keys()
 
 
 def raw(message: Message, **parts: object) -> Message:

@@ -338,3 +338,21 @@ def test_bad_settings_are_refused(bad: dict[str, float]) -> None:
         evaluate([0, 1], [0.2, 0.7], **bad)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least one bin"):
         reliability([0, 1], [0.2, 0.7], bins=0)
+
+
+# --- from counts -------------------------------------------------------------------------------------------
+def test_metrics_of_counts_are_those_of_the_patients_in_the_middle_of_their_bins():
+    ill, well = np.array([1.0, 0.0, 2.0, 3.0]), np.array([4.0, 2.0, 1.0, 0.0])
+    middles = np.array([0.125, 0.375, 0.625, 0.875])
+    p = np.concatenate([np.repeat(middles, ill.astype(int)), np.repeat(middles, well.astype(int))])
+    y = np.repeat([1.0, 0.0], [int(ill.sum()), int(well.sum())])
+    of_each = metrics.evaluate(y, p, threshold=0.4, resamples=1)
+    found = metrics.of_counts(ill, well, threshold=0.4)
+    assert found == pytest.approx({name: estimate.value for name, estimate in of_each.items()})
+
+
+def test_counts_of_one_outcome_cannot_say_how_well_both_are_told_apart():
+    found = metrics.of_counts(np.array([0.0, 5.0]), np.zeros(2))
+    assert (found["auroc"], found["specificity"]) == (None, None)
+    assert found["brier"] == pytest.approx(0.0625)
+    assert set(metrics.of_counts(np.zeros(2), np.zeros(2)).values()) == {None}
