@@ -8,12 +8,12 @@ from textwrap import fill
 
 import torch
 
-from cloister_client.app import own_constants
 from cloister_client.connectors.table import open_table
 from cloister_client.dataset import Dataset, load_dataset, normalised
 from cloister_client.ledger import Cost, Ledger
 from cloister_client.network import Network
 from cloister_client.privacy import Units, dp_sgd, plain, plan_cost
+from cloister_client.site import own_constants
 from cloister_shared import budget
 from cloister_shared.charges import certificate, training_event
 from cloister_shared.errors import Refusal

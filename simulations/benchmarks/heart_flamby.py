@@ -26,12 +26,12 @@ import torch
 from figures import Figure, near, progress
 from torch import nn
 
-from cloister_client.app import own_constants
 from cloister_client.connectors.table import open_table
 from cloister_client.dataset import Dataset, Rows, load_dataset, normalised
 from cloister_client.evaluate import risks
 from cloister_client.network import Network
 from cloister_client.privacy import plain
+from cloister_client.site import own_constants
 from cloister_client.train import train
 from cloister_server.store import Store
 from cloister_shared.plan import StudyPlan

@@ -27,10 +27,11 @@ from figures import Figure, at_most, progress, told
 from torch import nn
 from torch.nn import functional
 
-from cloister_client.app import Site, client_app
+from cloister_client.app import client_app
 from cloister_client.connectors.table import open_table
 from cloister_client.consent import ANY
 from cloister_client.dataset import Dataset, QualityReport, Rows, load_dataset, normalised
+from cloister_client.site import Site
 from cloister_server.app import open_study
 from cloister_server.rounds import run_round
 from cloister_server.store import Store

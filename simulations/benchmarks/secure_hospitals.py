@@ -21,9 +21,10 @@ import torch
 from flwr.app import ArrayRecord, Error, Message
 from numpy.typing import NDArray
 
-from cloister_client.app import Site, client_app
+from cloister_client.app import client_app
 from cloister_client.consent import ANY
 from cloister_client.dataset import Dataset, QualityReport, Rows
+from cloister_client.site import Site
 from cloister_server.rounds import Study, run_round
 from cloister_server.store import Checkpoint, Store
 from cloister_shared.envelope import read_roster

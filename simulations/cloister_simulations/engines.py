@@ -14,7 +14,8 @@ from typing import Any
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from cloister_client.app import Site, client_app
+from cloister_client.app import client_app
+from cloister_client.site import Site
 from cloister_server.rounds import ask, collect
 from cloister_shared.errors import PlanRefused
 from cloister_simulations.grid import Fault, InProcessGrid

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cloister_client.app import Site, own_constants
 from cloister_client.connectors.table import open_table
 from cloister_client.dataset import Dataset, Rows, load_dataset, normalised
 from cloister_client.evaluate import at_a_glance, enough, risks
 from cloister_client.network import Network
 from cloister_client.privacy import Units, most_records, plain
+from cloister_client.site import Site, own_constants
 from cloister_client.train import train
 from cloister_server.app import Finished, server_app
 from cloister_server.statistics import Seen, cohort_view

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from cloister_client.app import Site
 from cloister_client.consent import ANY
 from cloister_client.dataset import Dataset, QualityReport, Rows
+from cloister_client.site import Site
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend, read_plan
 from cloister_shared.schema import columns

@@ -1,4 +1,4 @@
-"""cloister_client.app: a hospital answers to the plan it approved, says a thing once, and lets no row out."""
+"""cloister_client.site and app: a hospital answers to the plan it approved, says a thing once, and lets no row out."""
 
 import hashlib
 import logging
@@ -15,11 +15,12 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from safetensors.torch import save
 
-from cloister_client import app as app_module
-from cloister_client.app import FAILED, REFUSED, Site, client_app, own_constants
+from cloister_client import site as site_module
+from cloister_client.app import FAILED, REFUSED, client_app
 from cloister_client.consent import ANY
 from cloister_client.dataset import Dataset, QualityReport, Rows
 from cloister_client.privacy import plan_cost
+from cloister_client.site import Site, own_constants
 from cloister_shared import noise
 from cloister_shared.envelope import new_identity, read_identity, save_roster
 from cloister_shared.errors import (
@@ -193,7 +194,7 @@ def test_the_budget_is_committed_before_any_gradient(open_site, ticket_for, plan
         raise RuntimeError("power cut")
 
     with monkeypatch.context() as patched:
-        patched.setattr(app_module, "train", crash)
+        patched.setattr(site_module, "train", crash)
         with pytest.raises(RuntimeError, match="power cut"):
             site.train(ticket_for(site))
     # Nothing had left: the same ticket may be answered now, on the same commitment.
@@ -526,7 +527,7 @@ def test_a_crash_does_not_quote_a_row(open_site, ticket_for, plan_with, ask, mon
     def crash(*_: object, **__: object) -> None:
         raise ValueError("cannot convert Zzyzx of patient 98765.4321")
 
-    monkeypatch.setattr(app_module, "train" if kind == "train" else "in_full", crash)
+    monkeypatch.setattr(site_module, "train" if kind == "train" else "in_full", crash)
     with caplog.at_level(logging.ERROR):
         message = ask(lambda _: site, ticket_for(site, 1 if kind == "train" else 4), kind)
     assert message.has_error()
@@ -584,10 +585,10 @@ def test_a_hospital_without_a_budget_is_refused_before_round_1(open_site, plan_w
     plan = plan_with(dp=True)
     first = open_site(plan)
     ledger = tmp_path / "st-marys" / "ledger.sqlite"
-    second = app_module.Site(plan_with(dp=True, seed=7), first.dataset, tmp_path / "second", ledger=ledger)
+    second = Site(plan_with(dp=True, seed=7), first.dataset, tmp_path / "second", ledger=ledger)
     with pytest.raises(BudgetExceeded, match=r"asks for epsilon 3; .* \(3 with what is reserved\)"):
         second.enrol()
-    none = app_module.Site(plan, first.dataset, tmp_path / "none")
+    none = Site(plan, first.dataset, tmp_path / "none")
     with pytest.raises(BudgetExceeded, match="No ceiling is set"):
         none.enrol()
 
@@ -611,6 +612,7 @@ def test_shared_noise_that_does_not_fit_the_ring_is_refused_before_anything_is_r
     else:
         with pytest.raises(PlanRefused, match="would not fit into the sum"):
             site.enrol()
+    assert site.ledger
     assert bool(site.ledger.counted()) == fits
 
 
@@ -626,7 +628,7 @@ def test_a_quote_that_was_approved_for_other_rows_is_refused(open_site, plan_wit
     plan = plan_with(dp=True)
     site = open_site(plan)
     approved = plan_cost(plan, site.dataset).digest
-    assert app_module.Site(plan, site.dataset, tmp_path / "st-marys", approved=approved).enrol()
+    assert Site(plan, site.dataset, tmp_path / "st-marys", approved=approved).enrol()
     other = replace(site.dataset, train=rows(30))
     with pytest.raises(TicketRefused, match=r"is not what was approved|with other charges"):
-        app_module.Site(plan, other, tmp_path / "st-marys", approved=approved).enrol()
+        Site(plan, other, tmp_path / "st-marys", approved=approved).enrol()

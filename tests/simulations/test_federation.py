@@ -10,7 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save
 
-from cloister_client import app
+from cloister_client import site
 from cloister_client.network import Network
 from cloister_server.app import open_study
 from cloister_server.store import Store
@@ -212,7 +212,7 @@ def test_every_arm_begins_from_the_public_weights(begun, folder, monkeypatch):
         seen.append(Network(model, *rest))
         return seen[-1]
 
-    for module in (federation, app):
+    for module in (federation, site):
         monkeypatch.setattr(module, "Network", opened)
     results = compare(scenario, Options(folder)).results
     assert [result.arm.kind for result in results] == ["pooled", "alone", "federated", "private"]

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cloister_client.app import REFUSED, Site, client_app
+from cloister_client.app import REFUSED, client_app
 from cloister_client.consent import ANY
 from cloister_client.dataset import Dataset, QualityReport, Rows
+from cloister_client.site import Site
 from cloister_server.app import open_study
 from cloister_server.rounds import KINDS, secure_mean, ticket
 from cloister_server.secure import MaskedTotal

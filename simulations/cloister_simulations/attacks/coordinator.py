@@ -13,8 +13,8 @@ from dataclasses import replace
 import numpy as np
 from pydantic import ConfigDict
 
-from cloister_client.app import Site
 from cloister_client.consent import MIN_COHORT
+from cloister_client.site import Site
 from cloister_shared import masking
 from cloister_shared.envelope import Identity, new_identity, save_roster
 from cloister_shared.plan_file import amend

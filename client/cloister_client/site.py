@@ -1,0 +1,403 @@
+"""One hospital in one study: verify the ticket, load, train, reply. It answers to the plan it approved."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cloister_client.answers import Answers, LocalState
+from cloister_client.consent import consent
+from cloister_client.dataset import Dataset, Rows, normalised
+from cloister_client.evaluate import at_a_glance, in_full, risks
+from cloister_client.ledger import Cost, Ledger, Release
+from cloister_client.network import Network
+from cloister_client.privacy import (
+    Mechanism,
+    Units,
+    dp_sgd,
+    most_records,
+    noisy,
+    plain,
+    plan_cost,
+    ring_spread,
+    with_its_part,
+)
+from cloister_client.secure import SecureSum
+from cloister_client.statistics import noisy_risks, noisy_statistics
+from cloister_client.train import sgd, train
+from cloister_shared.budget import Event
+from cloister_shared.charges import evaluation_event, in_patients, statistics_event, training_event
+from cloister_shared.envelope import read_identity, read_roster
+from cloister_shared.errors import TicketRefused, UpdateRefused
+from cloister_shared.noise import Entropy, keystream, reproducible
+from cloister_shared.plan import FedProx, Scaffold, StudyPlan
+from cloister_shared.tasks.layout import gathered, initial_model, layout_of
+from cloister_shared.tasks.metrics import Estimate
+from cloister_shared.tasks.zoo import task_of
+from cloister_shared.wire import (
+    Octets,
+    Reply,
+    ReplyHeader,
+    Ticket,
+    UnmaskHeader,
+    Vectors,
+)
+
+Estimates = dict[str, dict[str, tuple[float | None, float | None, float | None]]]
+"""Of each model, the value and interval of each metric."""
+
+
+class Site:
+    """One hospital in one study: the plan it approved, its rows, its model, and what it must remember."""
+
+    def __init__(
+        self,
+        plan: StudyPlan,
+        dataset: Dataset,
+        folder: Path,
+        *,
+        ledger: Path | None = None,
+        population: str = "patients",
+        approved: str = "",
+        noise_seed: int | None = None,
+    ) -> None:
+        """``folder`` keeps the answers and, for secure sums, ``identity.key`` and ``roster.json``; public weights too.
+
+        ``ledger`` is the hospital's, which all its studies on one ``population`` share; without it, this study
+        keeps one of its own in ``folder``. ``approved`` is the digest of the quote that the hospital approved, if
+        it did: other charges are then refused. ``noise_seed`` voids privacy; simulations alone pass it.
+        """
+        self.plan, self.dataset, self.name = plan, dataset, dataset.quality.site
+        self._digest = plan.digest  # taken once: every ticket is held against it
+        model = initial_model(plan, folder)
+        self.layout = layout_of(plan, model)
+        self._vector = gathered(model, self.layout.shared + self.layout.local)
+        self._shared, self._local = np.split(self._vector, [self.layout.size])
+        self.network = Network(model, task_of(plan), self._vector)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.answers, self.local = Answers(folder), LocalState(folder)
+        self.ledger = Ledger(ledger or folder / "ledger.sqlite", population) if plan.private else None
+        self.folder, self.noise_seed, self.approved = folder, noise_seed, approved
+        self._entropy: Entropy = keystream()
+        self._constants: tuple[tuple[float, float], ...] | None = None
+        self._private: Mechanism | None = None
+        self._initial_local = self._local.copy()
+        self._keeps = bool(self.layout.local) or isinstance(plan.strategy, Scaffold)
+        self.secure = None
+        if plan.aggregation.secure_sum:
+            identity, roster = read_identity(folder / "identity.key"), read_roster(folder / "roster.json")
+            self.secure = SecureSum(plan, self._digest, self.name, identity, roster, dataset.policy.min_cohort, folder)
+
+    # --- the things a coordinator can ask ---------------------------------------------------------------
+    def enrol(self) -> ReplyHeader:
+        """Who this is, and the order of parameters it will speak in. A private plan's whole cost is reserved first.
+
+        Raises:
+            ConsentRefused: the hospital's policy does not allow the plan.
+            PlanRefused: shared noise does not fit into the ring.
+            BudgetExceeded: the hospital's ceiling does not admit the plan.
+        """
+        consent(self.dataset.policy, self.plan, self.name)
+        if self.plan.shared_noise:  # before anything is charged for a noise that the ring cannot carry
+            event = training_event(self.plan, 1)
+            for sites in (self.plan.cohort.min_sites, self.plan.cohort.max_sites):
+                ring_spread(self.plan, event, sites, self.layout.size)
+        if self.ledger:
+            self.ledger.reserve(self._cost, approved=self.approved)
+        return ReplyHeader(run="enrol", round=0, site=self.name, layout=self.layout.digest)
+
+    def advertise(self, ticket: Ticket) -> Reply:
+        """This hospital's signed key for the secure sums of a run."""
+        assert self.secure, "check refuses it otherwise"
+        header = ReplyHeader(run=ticket.header.run, round=0, site=self.name, signed=self.secure.advert(ticket.header))
+        return Reply(header)
+
+    def statistics(self, ticket: Ticket) -> Reply:
+        """Noisy sums and counts over this hospital's training rows, for normalisation and of the cohort."""
+        if not self.plan.asks_statistics:
+            raise TicketRefused("The plan does not ask for statistics.", mend="Correct the coordinator.")
+
+        def work() -> Reply:
+            if event := statistics_event(self.plan):
+                self._commit(ticket, event)
+            said = noisy_statistics(self.dataset.train, self.plan, self._draw_from(ticket))
+            return self._reply(ticket, {}, metrics=said)
+
+        return self._once(ticket, work)
+
+    def train(self, ticket: Ticket) -> Reply:
+        """One round: judge the incoming model, train from it, reply with the difference."""
+        return self._once(ticket, lambda: self._train(ticket))
+
+    def evaluate(self, ticket: Ticket) -> Reply:
+        """Every metric of the final model on the held-out rows, and of its fine-tuned copy if the plan has one.
+
+        With a share of epsilon for it: noisy counts of the risks that it gives, from which metrics follow.
+        """
+        event = evaluation_event(self.plan)
+
+        def work() -> Reply:
+            if event is None:
+                return self._reply(ticket, {}, estimates=self.judge(ticket))
+            self._commit(ticket, event)
+            _, rows = self._opened(ticket)
+            found = noisy_risks(rows, risks(self.network, rows), self.plan, event, self._draw_from(ticket))
+            return self._reply(ticket, {}, metrics=found)
+
+        # Exact metrics are the same whenever they are asked for. Kept, they would take the place of the last round's
+        # noisy answer, and that round asked again would be a second draw of noise for one commitment.
+        reply = self._once(ticket, work) if event or self.secure else work()
+        if self.ledger:  # the study is over: what it did not spend is free again
+            self.ledger.settle(self._digest)
+        return reply
+
+    def judge(self, ticket: Ticket) -> Estimates:
+        """What ``evaluate`` says, as this hospital's own people may read it."""
+        train_rows, test_rows = self._opened(ticket)
+        terms, seed = self.plan.evaluation, self.plan.seed
+        found = {"final": in_full(self.network, test_rows, terms, seed)}
+        if steps := self.plan.personalisation.fine_tune_steps:
+            mechanism = self._plain(train_rows, ticket)
+            train(mechanism, self.plan.training, steps)
+            found["fine-tuned"] = in_full(self.network, test_rows, terms, seed)
+        return {name: _plain_values(metrics) for name, metrics in found.items()}
+
+    def unmask(self, request: UnmaskHeader) -> Reply:
+        """Help to open a round's sum."""
+        if self.secure is None or request.site != self.name:
+            raise TicketRefused(
+                f"{self.name} has nothing to unmask for {request.site}.", mend="Correct the coordinator."
+            )
+        return self.secure.unmask(request)
+
+    def final_risks(self, ticket: Ticket) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Outcomes and predicted risks of the held-out rows. For simulations: no message ever carries them."""
+        _, test_rows = self._opened(ticket)
+        return test_rows.y.numpy().astype(float), risks(self.network, test_rows)
+
+    def _opened(self, ticket: Ticket) -> tuple[Rows, Rows]:
+        """Training and held-out rows, with the final model in place."""
+        rows = self._rows(ticket)
+        self._load(ticket, self.local.before(ticket.header.run, self.plan.rounds + 1))
+        return rows
+
+    # --- a round -------------------------------------------------------------------------------------------
+    def _train(self, ticket: Ticket) -> Reply:
+        plan, run, number = self.plan, ticket.header.run, ticket.header.round
+        train_rows, test_rows = self._rows(ticket)
+        kept = (self.local.before(run, number) or {}) if self._keeps else {}
+        start = self._load(ticket, kept)
+        judged = {} if plan.evaluation.epsilon_share else at_a_glance(self.network, test_rows, plan.evaluation)
+        mechanism = self._mechanism(train_rows, ticket)
+        if mechanism.event:
+            self._commit(ticket, mechanism.event)
+        pull = plan.strategy.mu if isinstance(plan.strategy, FedProx) else 0.0
+        correction = None
+        if isinstance(plan.strategy, Scaffold):
+            correction = self._correction(ticket, kept, mechanism.parameters)
+        if plan.shared_noise and plan.privacy.unit != "site":
+            update = self._one_step(mechanism)
+        else:
+            train(mechanism, plan.training, plan.training.local_steps, pull=pull, correction=correction)
+            update = self._shared - start
+        if mechanism.event and plan.shared_noise:
+            sites = len(ticket.header.cohort)
+            ring = with_its_part(update, plan, mechanism.event, sites, self._bytes)
+            return self._reply(ticket, {}, {"update": ring.view(np.uint8)}, metrics=judged)
+        if mechanism.event and plan.privacy.unit == "site":
+            update = noisy(update, plan, mechanism.event, self._bytes)
+        vectors: Vectors = {"update": update}
+        keep: Vectors = {"layers": self._local} if self.layout.local else {}
+        if correction is not None:
+            # Karimireddy et al. 2020, option II: c_i <- c_i - c + (x - y_i) / (K * learning rate)
+            scale = plan.training.local_steps * plan.training.learning_rate
+            vectors["control"] = (-ticket.vectors["control"] - vectors["update"] / scale).astype(np.float32)
+            keep["control"] = kept.get("control", np.zeros_like(start)) + vectors["control"]
+        if keep:
+            self.local.save(run, number, keep)
+        return self._reply(ticket, vectors, metrics=judged)
+
+    def _one_step(self, mechanism: Mechanism) -> NDArray[np.float32]:
+        """The step alone: beside a parameter it would lose low bits, and with them the bound on a patient's part."""
+        mechanism.gradient()
+        self._vector[:] = 0.0
+        with torch.no_grad():
+            sgd(mechanism.parameters, self.plan.training)()
+        return self._shared.copy()
+
+    def _correction(self, ticket: Ticket, kept: Vectors, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """SCAFFOLD's c - c_i, shaped like the parameters; zero for those that stay here."""
+        whole = np.zeros_like(self._vector)
+        whole[: self.layout.size] = ticket.vectors["control"] - kept.get("control", np.float32(0.0))
+        return [torch.from_numpy(whole).as_strided(p.size(), p.stride(), p.storage_offset()) for p in parameters]
+
+    def _mechanism(self, rows: Rows, ticket: Ticket) -> Mechanism:
+        if not self.plan.private:
+            return self._plain(rows, ticket)
+        self._entropy = self._draw_from(ticket)
+        if self.plan.privacy.unit == "site":  # the noise is on the update, not on its steps
+            return replace(self._plain(rows, ticket), event=training_event(self.plan, 1))
+        if self._private is None:
+            event = training_event(self.plan, len(Units.of(rows, self.plan.privacy.unit or "record")))
+            self._private = dp_sgd(self.network.model, self.network.task, rows, self.plan, event, self._bytes)
+        return self._private
+
+    def _plain(self, rows: Rows, ticket: Ticket) -> Mechanism:
+        """Batches that depend on seed, hospital and round alone, so that a round can be done over."""
+        digest = hashlib.sha256(f"{self.plan.seed}|{self.name}|{ticket.header.round}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+        return plain(self.network, rows, self.plan.training.batch_size, generator)
+
+    # --- what every request passes through -------------------------------------------------------------------
+    def check(self, ticket: Ticket, kind: str) -> None:
+        """Hold a ticket against the approved plan; ``kind`` is the work asked for.
+
+        Raises:
+            ConsentRefused: the hospital's policy does not allow the plan.
+            TicketRefused: it is for another plan, hospital or round, or its vectors are not what the work needs.
+            UpdateRefused: the hospital has more rows than the plan allows.
+        """
+        header, plan = ticket.header, self.plan
+        consent(self.dataset.policy, plan, self.name)
+        if header.plan != self._digest:
+            raise TicketRefused(
+                f"The ticket is for plan {header.plan[:12]}; {self.name} approved {self._digest[:12]}.",
+                mend="Send the plan to the hospital for approval first.",
+            )
+        if header.site != self.name:
+            raise TicketRefused(f"The ticket is addressed to {header.site}.", mend=f"This is {self.name}.")
+        rounds = {"advertise": range(1), "statistics": range(1), "train": range(1, plan.rounds + 1)}
+        if header.round not in rounds.get(kind, range(plan.rounds + 1, plan.rounds + 2)):
+            raise TicketRefused(
+                f"Round {header.round} of {plan.rounds} has no work called {kind}.", mend="Correct the coordinator."
+            )
+        wanted = {"train": {"model", "control"}, "evaluate": {"model"}}.get(kind, set[str]())
+        if not isinstance(plan.strategy, Scaffold):
+            wanted -= {"control"}
+        if set(ticket.vectors) != wanted:
+            raise TicketRefused(
+                f"The ticket holds {', '.join(sorted(ticket.vectors)) or 'no vectors'}, not"
+                f" {', '.join(sorted(wanted)) or 'none'}.",
+                mend="Correct the coordinator.",
+            )
+        for name, vector in ticket.vectors.items():
+            if vector.size != self.layout.size or not np.isfinite(vector).all():
+                raise TicketRefused(
+                    f"The ticket's {name} is not {self.layout.size} finite numbers.", mend="Correct the coordinator."
+                )
+        if kind == "advertise" and self.secure is None:
+            raise TicketRefused("The plan has no secure sum.", mend="Correct the coordinator.")
+        if len(self.dataset.train) > plan.cohort.max_rows:  # before epsilon is spent on what would not count
+            raise UpdateRefused(f"{self.name} has more rows than the plan's cohort.max_rows.")
+        if kind != "advertise" and self.secure:
+            self.secure.admit(ticket)
+
+    def _once(self, ticket: Ticket, work: Callable[[], Reply]) -> Reply:
+        """Do the work, or repeat the answer this very ticket already had.
+
+        An answer is on disk before it is sent, so a noisy update exists once however often it is asked for, and
+        one mask never hides two updates.
+        """
+        if not (self.plan.private or self._keeps or self.secure):
+            return work()
+        digest = ticket.digest
+        with self.answers.locked(ticket.header.run):  # or two at once would both find none
+            reply = self.answers.find(ticket.header.run, digest)
+            if reply is None:
+                reply = work()
+                with self.answers.saving(digest, reply):
+                    return self._masked(ticket, reply)
+        return self._masked(ticket, reply)
+
+    def _masked(self, ticket: Ticket, reply: Reply) -> Reply:
+        return self.secure.mask(ticket, reply) if self.secure else reply
+
+    def _commit(self, ticket: Ticket, event: Event) -> None:
+        assert self.ledger is not None  # a private plan has one
+        paid = in_patients(event, self.plan, self._most_records)
+        release = Release(self._digest, ticket.header.run, ticket.header.round, ticket.digest, paid)
+        self.ledger.commit(release, epsilon=self._cost.epsilon, delta=self._cost.delta)
+
+    @cached_property
+    def _cost(self) -> Cost:
+        return plan_cost(self.plan, self.dataset)
+
+    @cached_property
+    def _most_records(self) -> int:
+        return most_records(self.dataset)
+
+    def _bytes(self, count: int) -> bytes:
+        return self._entropy(count)
+
+    def _draw_from(self, ticket: Ticket) -> Entropy:
+        """Where this request's sampling and noise come from: a fresh keystream, but in a simulation that says so."""
+        if self.noise_seed is None:
+            return keystream()
+        return reproducible(f"{self.noise_seed}|{self.name}|{ticket.header.round}")
+
+    def _rows(self, ticket: Ticket) -> tuple[Rows, Rows]:
+        """Training and held-out rows, centred and scaled; the constants may not change within a run."""
+        constants = ticket.header.normalisation if self.plan.normalises else self.constants
+        if constants is None:
+            raise TicketRefused("The ticket lacks the federated statistics.", mend="Correct the coordinator.")
+        if self._constants is None:
+            self._constants = constants
+            columns = self.dataset.columns
+            self._train_rows = normalised(self.dataset.train, columns, constants)
+            self._test_rows = normalised(self.dataset.test, columns, constants)
+        elif constants != self._constants:
+            raise TicketRefused("The federated statistics changed within the run.", mend="Start a new run.")
+        return self._train_rows, self._test_rows
+
+    @cached_property
+    def constants(self) -> tuple[tuple[float, float], ...]:
+        """Centre and scale of each number column, from the plan or from this hospital's own training rows."""
+        at = [i for i, c in enumerate(self.dataset.columns) if c.kind == "number" and not c.absent]
+        if self.plan.normalisation.method == "plan":
+            return tuple((self.dataset.columns[i].centre, self.dataset.columns[i].scale) for i in at)
+        return own_constants(self.dataset.train, at)
+
+    def _load(self, ticket: Ticket, kept: Vectors | None) -> NDArray[np.float32]:
+        """Put the incoming model, and the layers kept here, into the network; the vector that came in."""
+        start = ticket.vectors["model"]
+        self._shared[:] = start
+        self._local[:] = (kept or {}).get("layers", self._initial_local)
+        return start
+
+    def _reply(
+        self,
+        ticket: Ticket,
+        vectors: Vectors,
+        octets: Octets | None = None,
+        metrics: dict[str, float | None] | None = None,
+        estimates: Estimates | None = None,
+    ) -> Reply:
+        header = ReplyHeader(
+            run=ticket.header.run,
+            round=ticket.header.round,
+            site=self.name,
+            layout=self.layout.digest,
+            rows=len(self.dataset.train),
+            metrics=metrics or {},
+            estimates=estimates or {},
+        )
+        return Reply(header, vectors, octets or {})
+
+
+def own_constants(rows: Rows, at: Sequence[int]) -> tuple[tuple[float, float], ...]:
+    """Mean and standard deviation of the number columns ``at`` over these rows; a constant column scales by 1."""
+    x = rows.x[:, list(at)].double()
+    mean, sd = x.mean(dim=0), x.std(dim=0)
+    return tuple((float(m), float(s) if s > 0 else 1.0) for m, s in zip(mean, sd, strict=True))
+
+
+def _plain_values(metrics: dict[str, Estimate]) -> dict[str, tuple[float | None, float | None, float | None]]:
+    return {name: (estimate.value, estimate.low, estimate.high) for name, estimate in metrics.items()}
