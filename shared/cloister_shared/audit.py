@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -90,12 +90,31 @@ def export(path: Path) -> dict[str, Any]:
     return {"head": entries[-1].hash if entries else START, "entries": lines}
 
 
+# --- the chain alone, for a log that has one writer and no head ---------------------------------------------
+def after(last: Entry | None, what: str, said: Mapping[str, Any]) -> Entry:
+    """The entry that follows ``last`` at this moment."""
+    before, number = (last.hash, last.number + 1) if last else (START, 1)
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    return Entry(number, at, what, said, before, _hash(number, at, what, said, before))
+
+
+def read_entries(path: Path, lines: Iterable[bytes]) -> Iterator[Entry]:
+    """The entries in these whole lines of the log at ``path``, one after the other, every hash checked.
+
+    Raises:
+        AuditBroken: names the first entry that is not what it was.
+    """
+    before = START
+    for number, line in enumerate(lines, start=1):
+        entry = _read(path, line, number, before)
+        before = entry.hash
+        yield entry
+
+
 # --- with the lock held ------------------------------------------------------------------------------------
 def append_locked(path: Path, entries: list[Entry], what: str, said: Mapping[str, Any]) -> Entry:
     """``append`` for who holds ``durable.locked(path)`` and has just read the log."""
-    before = entries[-1].hash if entries else START
-    number, at = len(entries) + 1, datetime.now(UTC).isoformat(timespec="seconds")
-    entry = Entry(number, at, what, said, before, _hash(number, at, what, said, before))
+    entry = after(entries[-1] if entries else None, what, said)
     durable.save_text(_head(path), entry.line.decode())
     _write(path, entry.line)
     return entry
@@ -106,9 +125,7 @@ def read_locked(path: Path) -> list[Entry]:
     held = path.read_bytes() if path.exists() else b""
     newest = _head(path).read_bytes() if _head(path).exists() else b""
     whole, tail = held[: held.rfind(b"\n") + 1], held[held.rfind(b"\n") + 1 :]
-    entries: list[Entry] = []
-    for number, line in enumerate(whole.splitlines(keepends=True), start=1):
-        entries.append(_read(path, line, number, entries[-1].hash if entries else START))
+    entries = list(read_entries(path, whole.splitlines(keepends=True)))
     if not tail and newest == (entries[-1].line if entries else b""):
         return entries
     # Only one state is a crash's doing: the head is the next line, and the file holds a beginning of it.

@@ -39,7 +39,7 @@ log = logging.getLogger("cloister")
 Key = ec.EllipticCurvePrivateKey
 """A private key. To whoever holds one it is opaque; the functions of this module take it."""
 
-EARLY = timedelta(minutes=5)
+EARLY = timedelta(hours=1)
 """By so much a certificate is valid before it was made, for clocks that are slow."""
 
 AUTHORITY_LIFETIME = timedelta(days=3650)
@@ -79,9 +79,14 @@ def new_key(path: Path) -> Key:
     """
     if path.exists():
         raise KeyBroken(f"{path} exists.", mend="Use it, or move it away: a new key needs a new certificate.")
-    key = ec.generate_private_key(ec.SECP256R1())
+    key = made_key()
     durable.save_secret(path, key_pem(key).decode())
     return key
+
+
+def made_key() -> Key:
+    """A key that is in no file: an invite's, which goes straight into the invite."""
+    return ec.generate_private_key(ec.SECP256R1())
 
 
 def read_key(path: Path) -> Key:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType]
 
-from cloister_shared.errors import CheckpointBroken
+from cloister_shared.errors import AlreadyRunning, CheckpointBroken
 
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -66,6 +66,21 @@ def locked(path: Path) -> Generator[None, None, None]:
     """Wait until nobody else, thread or process, is between reading and replacing the file at ``path``."""
     with path.with_name(path.name + ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def alone(path: Path) -> Generator[None, None, None]:
+    """Be the only one that holds the lock at ``path``, thread or process.
+
+    Raises:
+        AlreadyRunning: somebody holds it.
+    """
+    with path.with_name(path.name + ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRunning(f"One is running already in {path.parent}.") from None
         yield
 
 

@@ -1,15 +1,20 @@
 """Every error a user can meet. A refusal is the platform working as intended; a fault is something broken.
 
     CloisterError
-    + Refusal                                     + Fault
-      + PlanRefused      the plan cannot be run     + QuorumLost        too few hospitals answered
-      + DataRefused      the table fails the schema + ReplyRejected     one hospital's reply is odd
-      + ConsentRefused   against a hospital's policy
-      + CohortTooSmall   fewer than the minimum     + CheckpointBroken  saved state cannot be read
-      + TicketRefused    not what was approved      + KeyBroken         a key or roster cannot be used
-      + EnvelopeRefused  signed by another, or not    + LedgerBroken      the budget's record is not whole
-      + UpdateRefused    may not leave the hospital   + AuditBroken       the audit log is not as written
-      + BudgetExceeded   epsilon would pass its cap  + WeightsBroken     public weights are missing, or are others
+    + Refusal                                        + Fault
+      + PlanRefused       the plan cannot be run       + QuorumLost        too few hospitals answered
+      + DataRefused       the table fails the schema   + ReplyRejected     one hospital's reply is odd
+      + ConsentRefused    against a hospital's policy  + CheckpointBroken  saved state cannot be read
+      + CohortTooSmall    fewer than the minimum       + KeyBroken         a key or roster cannot be used
+      + TicketRefused     not what was approved        + LedgerBroken      the budget's record is not whole
+      + EnvelopeRefused   signed by another, or not    + AuditBroken       the audit log is not as written
+      + UpdateRefused     may not leave the hospital   + WeightsBroken     public weights are missing, or are others
+      + BudgetExceeded    epsilon would pass its cap   + LinkLost          the other side cannot be reached
+      + EnrolmentRefused  no member, or no longer      + TrainingLost      the process that trains ended
+      + AccessRefused     the account may not do it    + RegistryBroken    the coordinator's records fail
+      + StudyRefused      unknown, or in another state
+      + VersionRefused    one side must be upgraded
+      + AlreadyRunning    one process to a folder
 
 Each message is a whole sentence that says what was wrong and where, then the mend. None ever holds a value
 from a patient's row.
@@ -128,6 +133,16 @@ class AccessRefused(Refusal):
     """An account's role does not allow what it asks, or there is no such account."""
 
 
+class TokenRefused(AccessRefused):
+    """A caller shows no token, or one that no account has."""
+
+    mend = "Give the token of your account in $CLOISTER_TOKEN or with --token-file."
+
+
+class RateRefused(AccessRefused):
+    """A caller asks more often than it may."""
+
+
 class StudyRefused(Refusal):
     """There is no such study, or its state does not allow what is asked."""
 
@@ -140,6 +155,21 @@ class LinkLost(Fault):
     """The coordinator cannot be reached, or the connection to it was cut."""
 
     mend = "Run cloister-site doctor: it tries each part of the way and says what to do."
+
+
+class AlreadyRunning(Refusal):
+    """A second process would work in the folder of the first."""
+
+    mend = "Stop the other one first, or leave it be."
+
+
+class TrainingLost(Fault):
+    """The process that trains at a hospital ended before it answered."""
+
+    mend = "The log of the agent says what it wrote last."
+    abroad = "The training process at the hospital ended before it answered; its own log says why."
+    again = True
+    """Whether a second try could end otherwise."""
 
 
 class RegistryBroken(Fault):

@@ -1,7 +1,7 @@
 """The one rule for a hospital's name: in invites, certificates, rosters and ``site.yaml`` alike.
 
-A name is for people to read, ``St Mary's`` or ``Hôpital Saint-Louis``; whoever makes a file of it, or a part of an
-address, escapes it there.
+A name is for people to read, ``St Mary's`` or ``Hôpital Saint-Louis``; whoever makes a part of an address of it
+escapes it there. Consortia and accounts are named by the same rule.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def site_name(text: str) -> str:
     if name[:1] not in letters or strange or name[-1] == " " or "  " in name or len(name.encode()) > LONGEST:
         raise PydanticCustomError(
             "site_name",
-            "a hospital's name is letters and digits of any script, single spaces and - _ . , ' & ( ), begins with a"
-            " letter or digit, and is at most 60 octets long",
+            "a name is letters and digits of any script, single spaces and - _ . , ' & ( ), begins with a letter or"
+            " digit, and is at most 60 octets long",
         )
     return name
 

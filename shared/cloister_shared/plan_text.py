@@ -16,6 +16,12 @@ def summary(plan: StudyPlan) -> str:
     Raises:
         BudgetExceeded: no noise keeps the plan's promise.
     """
+    page = paragraphs(terms(plan))
+    return f"{page}\n\n{standings(plan)}" if plan.shared_noise else page
+
+
+def terms(plan: StudyPlan) -> dict[str, str]:
+    """The same term by term, for a page that wraps it otherwise."""
     features = plan.table.features
     kinds = {
         "number": sum(isinstance(feature, NumberFeature) for feature in features),
@@ -41,8 +47,7 @@ def summary(plan: StudyPlan) -> str:
     if public := plan.task.pretrained:
         still = f"; layers {', '.join(public.frozen)} are neither trained nor sent" if public.frozen else ""
         lines["Begins from"] = f"public weights, SHA-256 {public.sha256}{still}"
-    page = paragraphs(lines)
-    return f"{page}\n\n{standings(plan)}" if plan.shared_noise else page
+    return lines
 
 
 def paragraphs(lines: dict[str, str]) -> str:

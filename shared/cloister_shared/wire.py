@@ -32,6 +32,9 @@ RunId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9\-]{1,64}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 """SHA-256, in hex."""
 
+REFUSED, FAILED = 1001, 1002
+"""Flower error codes of a reply that holds no work: the hospital said no, or something broke there."""
+
 _ENCODINGS = {"float32": ("cloister.float32.le", np.dtype("<f4")), "uint8": ("cloister.octets", np.dtype("u1"))}
 _KINDS = {np.dtype(kind): kind for kind in _ENCODINGS}
 
