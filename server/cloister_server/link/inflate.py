@@ -1,0 +1,101 @@
+"""A reply put together from its objects: memory for the reply itself, and nothing that it says is trusted.
+
+Each object names its parts by hash; what is not in the letter is no part of the reply. One that asks for more memory
+than it may is refused before it gets any.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, Metadata, MetricRecord, RecordDict
+from flwr.app.message import make_message
+from flwr.proto.message_pb2 import Message as MessageProto
+
+from cloister_server.link.letters import named
+
+LONGEST = 2000
+"""Characters of an error that a hospital reports."""
+
+_HEAD = 256
+"""Octets in which a chunk has said what it is."""
+
+
+class Reader:
+    """Reads one reply from its folder; ``most`` are the octets that it may take."""
+
+    def __init__(self, letter: Path, most: int) -> None:
+        self._letter, self._left = letter, most
+
+    def message(self, object_id: str, metadata: Metadata) -> Message:
+        """The reply, with what the coordinator knows of it for metadata, whatever it says itself.
+
+        Raises:
+            ValueError: it is no message, or too large.
+            KeyError, TypeError, IndexError, OSError: its parts do not fit together.
+        """
+        _, body = self._open(object_id, "Message")
+        said = MessageProto.FromString(body)
+        if said.HasField("error"):
+            return make_message(metadata, error=Error(said.error.code, said.error.reason[:LONGEST]))
+        (content,) = self._parts
+        _, body = self._open(content, "RecordDict")
+        records: dict[str, str] = json.loads(body)
+        return make_message(metadata, RecordDict({name: self._record(part) for name, part in records.items()}))
+
+    def _record(self, object_id: str) -> ArrayRecord | ConfigRecord | MetricRecord:
+        content, body = self._open(object_id, "ArrayRecord", "ConfigRecord", "MetricRecord")
+        if content.startswith(b"ConfigRecord"):
+            return ConfigRecord.inflate(content)
+        if content.startswith(b"MetricRecord"):
+            return MetricRecord.inflate(content)
+        record = ArrayRecord()
+        for name, part in json.loads(body).items():
+            record[name] = self._array(part)
+        return record
+
+    def _array(self, object_id: str) -> Array:
+        _, body = self._open(object_id, "Array")
+        said: dict[str, Any] = json.loads(body)
+        chunks = [self._chunk(part) for part in self._parts]
+        order = [chunks[index] for index in said["arraychunk_ids"]]
+        size = sum(length for _, _, length in order)
+        self._take(size)  # one chunk may be named many times
+        data = bytearray(size)
+        at = 0
+        for path, begin, length in order:
+            with path.open("rb") as file, memoryview(data) as room:
+                file.seek(begin)
+                at += file.readinto(room[at : at + length])
+        array = Array(str(said["dtype"]), tuple(said["shape"]), str(said["stype"]), b"")
+        array.data = data  # pyright: ignore[reportAttributeAccessIssue] : Flower's bytes would be a second copy
+        return array
+
+    def _chunk(self, object_id: str) -> tuple[Path, int, int]:
+        """File, begin and length of a part of an array."""
+        path = self._letter / named(object_id)
+        with path.open("rb") as file:
+            kind, end = file.read(_HEAD).split(b" ", 1)
+        if kind != b"ArrayChunk":
+            raise ValueError("an array has parts that are no chunks")
+        begin = len(kind) + 1 + end.index(b"\x00") + 1
+        return path, begin, path.stat().st_size - begin
+
+    def _open(self, object_id: str, *kinds: str) -> tuple[bytes, bytes]:
+        """An object, and its body alone; its parts are in ``_parts`` then."""
+        path = self._letter / named(object_id)
+        self._take(path.stat().st_size)
+        content = path.read_bytes()
+        at = content.index(b"\x00")
+        kind, parts, _ = content[:at].decode().split(" ")
+        if kind not in kinds:
+            raise ValueError(f"it has a part in the place of a {kinds[0]}")
+        self._parts = parts.split(",") if parts else []
+        return content, content[at + 1 :]
+
+    def _take(self, octets: int) -> None:
+        self._left -= octets
+        if self._left < 0:
+            raise ValueError("it is larger than a reply to this message may be")
