@@ -52,10 +52,14 @@ def open_database(url: str) -> sa.Engine:
         raise RegistryBroken(
             "PostgreSQL needs psycopg, which is not installed.", mend="Run pip install 'cloister[postgres]'."
         ) from None
-    with transaction(engine) as db:
-        revision = _revision(db)
-    if revision != migrations.REVISIONS[-1]:
-        _upgrade(engine)
+    try:
+        with transaction(engine) as db:
+            revision = _revision(db)
+        if revision != migrations.REVISIONS[-1]:
+            _upgrade(engine)
+    except RegistryBroken:
+        engine.dispose()
+        raise
     return engine
 
 
@@ -90,8 +94,6 @@ def _upgrade(engine: sa.Engine) -> None:
     with transaction(engine, writes=True) as db:
         if engine.dialect.name == "postgresql":
             db.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-        if _revision(db) == migrations.REVISIONS[-1]:
-            return
         from alembic import command
         from alembic.config import Config
 

@@ -74,6 +74,16 @@ class Study:
     round: int
 
 
+@dataclass(frozen=True)
+class Glance:
+    """How a study stands, and what its hospitals decided: what may change of it."""
+
+    state: State
+    reason: str
+    round: int
+    decisions: Mapping[str, str]
+
+
 # --- the tables -------------------------------------------------------------------------------------------
 class _Whole(sa.TypeDecorator[int]):
     """An integer of any size: serials have 160 bits, nodes 64 without a sign."""

@@ -22,9 +22,11 @@ from sqlalchemy.exc import IntegrityError
 
 from cloister_server import records
 from cloister_server.database import open_database, transaction
-from cloister_server.records import Account, Hospital, Role, State, Study
+from cloister_server.records import Account, Glance, Hospital, Role, State, Study
 from cloister_shared.errors import AccessRefused, EnrolmentRefused, StudyRefused
 from cloister_shared.names import site_name
+
+__all__ = ["Account", "Hospital", "Registry", "Role", "State", "Study", "open_registry"]
 
 
 class Registry:
@@ -66,6 +68,16 @@ class Registry:
             rows = db.execute(sa.select(c.hospital, c.expires).where(c.taken.is_(None), c.expires > datetime.now(UTC)))
             return {row.hospital: row.expires for row in rows}
 
+    def require_invite(self, serial: int) -> None:
+        """Look whether an invite is open, without taking it.
+
+        Raises:
+            EnrolmentRefused: it is unknown, used or expired.
+        """
+        with self._read() as db:
+            if db.scalar(sa.select(records.invites.c.serial).where(*_open(serial))) is None:
+                raise _spent()
+
     def admit(
         self, serial: int, identity: str, public_key: bytes, certificate_serial: int, not_after: datetime, node: int
     ) -> Hospital:
@@ -78,13 +90,9 @@ class Registry:
         hospital = ""
         try:
             with self._write() as db:
-                now = datetime.now(UTC)
                 # Whoever comes second finds the invite taken: the database lets one of them change the row.
-                open_still = t.c.serial == serial, t.c.taken.is_(None), t.c.expires > now
-                if not db.execute(sa.update(t).where(*open_still).values(taken=now)).rowcount:
-                    raise EnrolmentRefused(
-                        "The invite is unknown, used or expired.", mend="Ask the consortium for a new one."
-                    )
+                if not db.execute(sa.update(t).where(*_open(serial)).values(taken=datetime.now(UTC))).rowcount:
+                    raise _spent()
                 hospital = db.execute(sa.select(t.c.hospital).where(t.c.serial == serial)).scalar_one()
                 said = {
                     "identity": identity,
@@ -327,6 +335,17 @@ class Registry:
         with self._read() as db:
             return list(db.scalars(sa.select(r.said).where(r.digest == digest, r.number > after).order_by(r.number)))
 
+    def glances(self) -> dict[str, Glance]:
+        """Digest to how each study stands, as they were submitted; cheap enough to be asked several times a second."""
+        s, d, r = records.studies.c, records.decisions.c, records.rounds.c
+        last = sa.select(sa.func.coalesce(sa.func.max(r.number), 0)).where(r.digest == s.digest).scalar_subquery()
+        with self._read() as db:
+            decided: dict[str, dict[str, str]] = {}
+            for row in db.execute(sa.select(d.digest, d.site, d.decision)):
+                decided.setdefault(row.digest, {})[row.site] = row.decision
+            rows = db.execute(sa.select(s.digest, s.state, s.reason, last.label("round")).order_by(s.at, s.digest))
+            return {row.digest: Glance(row.state, row.reason, row.round, decided.get(row.digest, {})) for row in rows}
+
     def _studies(self, *where: sa.ColumnElement[bool]) -> list[Study]:
         s, r = records.studies, records.rounds.c
         last = sa.select(sa.func.coalesce(sa.func.max(r.number), 0)).where(r.digest == s.c.digest).scalar_subquery()
@@ -373,6 +392,15 @@ def open_registry(url: str) -> Registry:
 def _hashed(token: str) -> str:
     """SHA-256: a token is 256 random bits, so there is nothing that a slow hash would keep from being guessed."""
     return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _open(serial: int) -> tuple[sa.ColumnElement[bool], ...]:
+    t = records.invites.c
+    return t.serial == serial, t.taken.is_(None), t.expires > datetime.now(UTC)
+
+
+def _spent() -> EnrolmentRefused:
+    return EnrolmentRefused("The invite is unknown, used or expired.", mend="Ask the consortium for a new one.")
 
 
 def _unknown(hospital: str) -> EnrolmentRefused:
