@@ -175,7 +175,7 @@ def _introduced(
             raise ReplyRejected(f"{said.site} has another model")
         introduced[node] = said.site
 
-    absent = collect(grid, ask(grid, asked, "query.enrol"), plan.round_timeout, accept)
+    absent = collect(grid, ask(grid, asked, "query.enrol", plan.digest), plan.round_timeout, accept)
     return introduced, absent
 
 

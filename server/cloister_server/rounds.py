@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from typing import TypeVar
 
 import numpy as np
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from cloister_server.secure import MaskedTotal
@@ -157,10 +157,10 @@ def send_unmask(study: Study, total: MaskedTotal, grid: Grid) -> dict[str, str]:
     return dict(zip(grid.push_messages(messages), to, strict=True))
 
 
-def ask(grid: Grid, nodes: Sequence[int], kind: str) -> dict[str, int]:
-    """An empty message to each node; message id to node."""
-    messages = [Message(RecordDict({}), node, kind) for node in nodes]
-    return dict(zip(grid.push_messages(messages), nodes, strict=True))
+def ask(grid: Grid, nodes: Sequence[int], kind: str, plan: str) -> dict[str, int]:
+    """The same question to each node, of which nothing but the plan's digest is known; message id to node."""
+    content = pack(TicketHeader(run="none", plan=plan, round=0, site=""), pack_vectors())
+    return dict(zip(grid.push_messages([Message(content, node, kind) for node in nodes]), nodes, strict=True))
 
 
 def collect(
