@@ -47,23 +47,26 @@ class Answers:
 
 
 class LocalState:
-    """Arrays that stay at the hospital, after each round that it took part in."""
+    """Arrays that stay at the hospital, after each round of a plan (its digest) that it took part in.
+
+    By plan, not by run: hospitals that come late begin a new run, and the study goes on.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def save(self, run: str, number: int, arrays: Arrays) -> None:
+    def save(self, plan: str, number: int, arrays: Arrays) -> None:
         """Keep the state after round ``number``; the states before the last one are let go."""
-        durable.save(self._folder / f"{run}.local-{number:06d}.safetensors", {}, arrays)
-        for path in self._rounds(run, number)[:-1]:
+        durable.save(self._folder / f"{plan}.local-{number:06d}.safetensors", {}, arrays)
+        for path in self._rounds(plan, number)[:-1]:
             path.unlink()
 
-    def before(self, run: str, number: int) -> Arrays | None:
+    def before(self, plan: str, number: int) -> Arrays | None:
         """The state that round ``number`` begins with, or None in the first round."""
-        earlier = self._rounds(run, number)
+        earlier = self._rounds(plan, number)
         return durable.load(earlier[-1])[1] if earlier else None
 
-    def _rounds(self, run: str, before: int) -> list[Path]:
-        found = sorted(self._folder.glob(f"{run}.local-*.safetensors"))
+    def _rounds(self, plan: str, before: int) -> list[Path]:
+        found = sorted(self._folder.glob(f"{plan}.local-*.safetensors"))
         return [path for path in found if int(path.name.removesuffix(".safetensors").rpartition("-")[2]) < before]

@@ -8,14 +8,22 @@ from collections.abc import Callable
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
+from cloister_client.sandbox import out_of_memory
 from cloister_client.site import Site
-from cloister_shared.errors import CloisterError
-from cloister_shared.wire import Reply, ReplyHeader, Ticket, pack, pack_vectors, unpack_ticket, unpack_unmask
+from cloister_shared.errors import CloisterError, TicketRefused
+from cloister_shared.wire import (
+    FAILED,
+    REFUSED,
+    Reply,
+    ReplyHeader,
+    Ticket,
+    pack,
+    pack_vectors,
+    unpack_ticket,
+    unpack_unmask,
+)
 
 log = logging.getLogger("cloister.site")
-
-REFUSED, FAILED = 1001, 1002
-"""Flower error codes of a reply that holds no work: the hospital said no, or something broke there."""
 
 
 def client_app(open_site: Callable[[Context], Site]) -> ClientApp:
@@ -33,7 +41,7 @@ def client_app(open_site: Callable[[Context], Site]) -> ClientApp:
         except Exception as fault:
             # The details stay here: an exception's text may quote a row.
             log.exception("the request could not be answered")
-            reason = f"{type(fault).__name__} at the hospital; its log says more"
+            reason = out_of_memory(fault) or f"{type(fault).__name__} at the hospital; its log says more"
             return Message(Error(code=FAILED, reason=reason), reply_to=message)
 
     def answer(message: Message, context: Context, ask: Callable[[Site, Ticket], Reply]) -> Message:
@@ -46,7 +54,13 @@ def client_app(open_site: Callable[[Context], Site]) -> ClientApp:
 
     @app.query("enrol")
     def enrol(message: Message, context: Context) -> Message:
-        return guarded(message, lambda: open_site(context).enrol())
+        def work() -> ReplyHeader:
+            site, asked = open_site(context), unpack_ticket(message.content).header.plan
+            if asked != site.plan.digest:
+                raise TicketRefused(f"{site.name} is asked for plan {asked[:12]}.", mend="Correct the coordinator.")
+            return site.enrol()
+
+        return guarded(message, work)
 
     @app.query("advertise")
     def advertise(message: Message, context: Context) -> Message:

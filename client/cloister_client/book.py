@@ -53,7 +53,7 @@ class Book:
         """
         self.path, self.log = path, path.with_name("audit.jsonl")
         self._lock = threading.RLock()
-        if not path.exists() and self.log.exists() and self.told():
+        if not path.exists() and begun(path):
             raise LedgerBroken(f"{path} is missing, and {self.log.name} tells of it.")
         with _readable(path):
             self.database = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
@@ -134,7 +134,7 @@ class Book:
         Raises:
             AuditBroken: the log was changed.
         """
-        return [entry for entry in audit.verify(self.log) if entry.what.startswith(_PREFIX)]
+        return _told(self.log)
 
     def publish(self) -> None:
         """Bring the audit log up to the database.
@@ -156,6 +156,20 @@ class Book:
     def close(self) -> None:
         """Let go of the file."""
         self.database.close()
+
+
+def begun(path: Path) -> bool:
+    """Whether there is a ledger at ``path``, or the audit log beside it tells of one.
+
+    Raises:
+        AuditBroken: the log was changed.
+    """
+    log = path.with_name("audit.jsonl")
+    return path.exists() or (log.exists() and bool(_told(log)))
+
+
+def _told(log: Path) -> list[audit.Entry]:
+    return [entry for entry in audit.verify(log) if entry.what.startswith(_PREFIX)]
 
 
 @contextmanager

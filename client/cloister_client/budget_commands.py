@@ -23,14 +23,20 @@ HERE = Path("site.yaml")
 
 
 @contextmanager
-def _opened(site: Path, population: str = "", *, new: bool = False) -> Generator[Ledger, None, None]:
-    """The hospital's ledger; only ``new`` may begin one."""
+def opened(site: Path, population: str = "", *, new: bool = False) -> Generator[Ledger, None, None]:
+    """The hospital's ledger; only ``new`` may begin one.
+
+    Raises:
+        BudgetExceeded: there is none yet.
+        LedgerBroken: it cannot be read, or is gone.
+    """
+    from cloister_client.book import begun
     from cloister_client.connectors.table import open_table
     from cloister_client.ledger import Ledger
     from cloister_shared.errors import BudgetExceeded
 
     terms, path = open_table(site).site, site.parent / "ledger.sqlite"
-    if not new and not path.exists() and not path.with_name("audit.jsonl").exists():
+    if not new and not begun(path):
         raise BudgetExceeded(
             f"{terms.site} has no privacy budget yet.",
             mend="Name an officer (cloister-site budget officer), who sets a ceiling (cloister-site budget ceiling).",
@@ -50,7 +56,7 @@ def officer(name: str, site: Site = HERE, key: Path | None = None) -> None:
         from cloister_shared.envelope import key_id
 
         path = key or Path(f"{name}.key")
-        with _opened(site, new=True) as ledger:
+        with opened(site, new=True) as ledger:
             public = pin_officer(ledger.book, name, path).public
         typer.echo(f"{name} is an officer of this hospital; key {key_id(public)}, pinned in officers.json.")
         typer.echo(f"{path} is theirs alone: move it off this machine, and give it to `budget ceiling` with --key.")
@@ -71,7 +77,7 @@ def ceiling(
         from cloister_shared.envelope import read_identity
 
         identity = read_identity(key)
-        with _opened(site, population, new=True) as ledger:
+        with opened(site, population, new=True) as ledger:
             made = ledger.set_ceiling(epsilon, delta, officer=officer, identity=identity, reason=reason)
             typer.echo(
                 f"Ceiling {made.version} of the {made.population}: epsilon {made.epsilon:g} at delta {made.delta:g},"
@@ -88,7 +94,7 @@ def show(site: Site = HERE, population: Population = "") -> None:
     with plain_errors():
         from cloister_client.budget_text import standing
 
-        with _opened(site, population) as ledger:
+        with opened(site, population) as ledger:
             typer.echo(standing(ledger))
 
 
@@ -98,7 +104,7 @@ def history(site: Site = HERE) -> None:
     with plain_errors():
         from cloister_client.budget_text import happened
 
-        with _opened(site) as ledger:
+        with opened(site) as ledger:
             typer.echo("\n".join(happened(entry) for entry in ledger.book.told()))
 
 
@@ -111,10 +117,10 @@ def quote(plan: Path, site: Site = HERE) -> None:
         from cloister_shared.plan_file import read_plan
 
         terms = read_plan(read_text(plan), plan.name)
-        with _opened(site) if terms.private else nullcontext() as ledger:
-            page, fits = quoted(terms, site, ledger)
-        typer.echo(page)
-        if not fits:
+        with opened(site) if terms.private else nullcontext() as ledger:
+            found = quoted(terms, site, ledger)
+        typer.echo(found.page)
+        if found.refusal:
             raise SystemExit(1)
 
 
@@ -124,7 +130,7 @@ def release(study: str, site: Site = HERE, population: Population = "", reason: 
 
     What it has spent stays spent. The study may reserve the rest anew, if that still fits.
     """
-    with plain_errors(), _opened(site, population) as ledger:
+    with plain_errors(), opened(site, population) as ledger:
         ended, delta = ledger.recover(study, reason), 1e-5
         if found := ledger.ceiling():
             delta = found.delta
@@ -140,5 +146,5 @@ def export(site: Site = HERE) -> None:
     with plain_errors():
         from cloister_client.budget_text import exported
 
-        with _opened(site) as ledger:
+        with opened(site) as ledger:
             typer.echo(json.dumps(exported(ledger), indent=1))

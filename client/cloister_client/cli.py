@@ -7,7 +7,7 @@ from textwrap import fill
 
 import typer
 
-from cloister_client import budget_commands
+from cloister_client import budget_commands, consortium_commands, study_commands
 from cloister_shared.console import one_core, plain_errors, read_text
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -15,13 +15,30 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=T
 app.add_typer(budget_commands.app, name="budget")
 
 
+for command in (
+    consortium_commands.enrol,
+    consortium_commands.doctor,
+    consortium_commands.start,
+    study_commands.studies,
+    study_commands.show,
+    study_commands.approve,
+    study_commands.reject,
+    study_commands.revoke,
+    consortium_commands.peers,
+    consortium_commands.egress,
+    consortium_commands.service,
+    consortium_commands.renew,
+    consortium_commands.leave,
+):
+    app.command()(command)
+
+
 @app.callback()
 def site() -> None:
-    """The agent at a hospital.
+    """The agent at a hospital: what it takes part in is decided here, and what leaves is written down here.
 
-    This version checks the hospital's table against a study plan. Taking part in a study between organisations
-    (enrolment, approval, the agent itself) is still to come; `cloister-sim run` runs the same hospital code on one
-    machine.
+    First `enrol` with the consortium's invite, then `doctor`, name an officer and set a ceiling (`budget`), and
+    `start`. Studies arrive by themselves: `studies`, `show`, then `approve` or `reject`; `revoke` ends one at any time.
     """
 
 

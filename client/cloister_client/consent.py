@@ -19,6 +19,8 @@ class Policy:
     """The fewest hospitals in a secure sum that it helps to open."""
     mechanisms: tuple[Mechanism, ...] = (Mechanism.SITE, Mechanism.SHARED)
     """The mechanisms of privacy that it accepts; ``none`` must be named."""
+    approvals: int = 1
+    """How many of its officers must approve a study, each with a key of their own."""
 
 
 ANY = Policy(mechanisms=tuple(Mechanism))

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from cloister_client import ceilings
-from cloister_client.book import Book
+from cloister_client.book import Book, begun
 from cloister_client.ceilings import Ceiling
 from cloister_shared import budget
 from cloister_shared.budget import Event, covers, merged, unspent
@@ -419,6 +419,21 @@ class Ledger:
         kept = self.book.rows("SELECT envelope FROM ceilings WHERE population = ? ORDER BY version", self.population)
         if made or envelopes != [envelope for (envelope,) in kept]:
             raise LedgerBroken(f"{self.book.path} lacks a reservation or a ceiling that was logged.")
+
+
+def settle(path: Path, population: str, plans: Iterable[str]) -> None:
+    """End the reservations of plans that are over, where there is a ledger at all.
+
+    Raises:
+        LedgerBroken, AuditBroken: as ``Ledger``.
+    """
+    if begun(path):
+        ledger = Ledger(path, population)
+        try:
+            for plan in plans:
+                ledger.settle(plan)
+        finally:
+            ledger.close()
 
 
 # --- events as JSON ----------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
 
@@ -27,10 +28,25 @@ _SECONDS = 0.5
 """How long steps are timed for."""
 
 
-def quoted(plan: StudyPlan, site: Path, ledger: Ledger | None) -> tuple[str, bool]:
-    """The quote as a page of at most 100 columns, and whether the hospital could take part as things stand.
+@dataclass(frozen=True)
+class Quote:
+    """What a plan would cost: terms and what they say, why it would be refused now, and what approval binds."""
 
-    ``ledger`` may be None where the plan is not private.
+    lines: dict[str, str]
+    refusal: str = ""
+    """"" where the hospital could take part as things stand."""
+    digest: str = ""
+    """Of plan and charges; "" where the plan is not private, and nothing is charged."""
+
+    @property
+    def page(self) -> str:
+        """At most 100 columns."""
+        page = "\n".join(f"{key:<12}{value}" for key, value in self.lines.items())
+        return f"{page}\n\n{fill(f'It would be refused now. {self.refusal}', 100)}" if self.refusal else page
+
+
+def quoted(plan: StudyPlan, site: Path, ledger: Ledger | None) -> Quote:
+    """The quote. ``ledger`` may be None where the plan is not private.
 
     Raises:
         CloisterError: the table does not meet the plan, or no noise meets the plan's epsilon.
@@ -47,16 +63,12 @@ def quoted(plan: StudyPlan, site: Path, ledger: Ledger | None) -> tuple[str, boo
     }
     if rows := certificate(plan):
         lines["Against"] = f"\n{'':<12}".join(f"{row.who}: epsilon {row.epsilon:.3g}" for row in rows)
-    fits = True
-    refusal = ""
-    if ledger:
-        cost = plan_cost(plan, dataset)
-        more, refusal = _budget(ledger, cost)
-        lines |= more
-        fits = not refusal
-        lines["Approves"] = f"{cost.digest}\n{'':<12}this plan with these charges, and no others"
-    page = "\n".join(f"{key:<12}{value}" for key, value in lines.items())
-    return (f"{page}\n\n{fill(f'It would be refused now. {refusal}', 100)}" if refusal else page), fits
+    if ledger is None:
+        return Quote(lines)
+    cost = plan_cost(plan, dataset)
+    more, refusal = _budget(ledger, cost)
+    binds = f"{cost.digest}\n{'':<12}this plan with these charges, and no others"
+    return Quote({**lines, **more, "Approves": binds}, refusal, cost.digest)
 
 
 def _budget(ledger: Ledger, cost: Cost) -> tuple[dict[str, str], str]:

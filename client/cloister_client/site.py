@@ -67,10 +67,12 @@ class Site:
         ledger: Path | None = None,
         population: str = "patients",
         approved: str = "",
+        identity: Path | None = None,
         noise_seed: int | None = None,
     ) -> None:
         """``folder`` keeps the answers and, for secure sums, ``identity.key`` and ``roster.json``; public weights too.
 
+        ``identity`` is the path of the hospital's signing key, where that is not in ``folder``.
         ``ledger`` is the hospital's, which all its studies on one ``population`` share; without it, this study
         keeps one of its own in ``folder``. ``approved`` is the digest of the quote that the hospital approved, if
         it did: other charges are then refused. ``noise_seed`` voids privacy; simulations alone pass it.
@@ -93,8 +95,8 @@ class Site:
         self._keeps = bool(self.layout.local) or isinstance(plan.strategy, Scaffold)
         self.secure = None
         if plan.aggregation.secure_sum:
-            identity, roster = read_identity(folder / "identity.key"), read_roster(folder / "roster.json")
-            self.secure = SecureSum(plan, self._digest, self.name, identity, roster, dataset.policy.min_cohort, folder)
+            key, roster = read_identity(identity or folder / "identity.key"), read_roster(folder / "roster.json")
+            self.secure = SecureSum(plan, self._digest, self.name, key, roster, dataset.policy.min_cohort, folder)
 
     # --- the things a coordinator can ask ---------------------------------------------------------------
     def enrol(self) -> ReplyHeader:
@@ -186,14 +188,14 @@ class Site:
     def _opened(self, ticket: Ticket) -> tuple[Rows, Rows]:
         """Training and held-out rows, with the final model in place."""
         rows = self._rows(ticket)
-        self._load(ticket, self.local.before(ticket.header.run, self.plan.rounds + 1))
+        self._load(ticket, self.local.before(self._digest, self.plan.rounds + 1))
         return rows
 
     # --- a round -------------------------------------------------------------------------------------------
     def _train(self, ticket: Ticket) -> Reply:
-        plan, run, number = self.plan, ticket.header.run, ticket.header.round
+        plan, number = self.plan, ticket.header.round
         train_rows, test_rows = self._rows(ticket)
-        kept = (self.local.before(run, number) or {}) if self._keeps else {}
+        kept = (self.local.before(self._digest, number) or {}) if self._keeps else {}
         start = self._load(ticket, kept)
         judged = {} if plan.evaluation.epsilon_share else at_a_glance(self.network, test_rows, plan.evaluation)
         mechanism = self._mechanism(train_rows, ticket)
@@ -222,7 +224,7 @@ class Site:
             vectors["control"] = (-ticket.vectors["control"] - vectors["update"] / scale).astype(np.float32)
             keep["control"] = kept.get("control", np.zeros_like(start)) + vectors["control"]
         if keep:
-            self.local.save(run, number, keep)
+            self.local.save(self._digest, number, keep)
         return self._reply(ticket, vectors, metrics=judged)
 
     def _one_step(self, mechanism: Mechanism) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from safetensors.torch import save
 
 from cloister_client import site as site_module
-from cloister_client.app import FAILED, REFUSED, client_app
+from cloister_client.app import client_app
 from cloister_client.consent import ANY
 from cloister_client.dataset import Dataset, QualityReport, Rows
 from cloister_client.privacy import plan_cost
@@ -36,7 +36,7 @@ from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend
 from cloister_shared.schema import columns
 from cloister_shared.tasks.metrics import auroc
-from cloister_shared.wire import Ticket, TicketHeader, pack, pack_vectors, unpack_reply
+from cloister_shared.wire import FAILED, REFUSED, Ticket, TicketHeader, pack, pack_vectors, unpack_reply
 from cloister_simulations.site_folder import grant
 
 MLP = {"name": "tabular", "model": "mlp", "hidden": [4], "norm": "layer"}
@@ -278,8 +278,8 @@ def test_what_is_written_is_of_the_last_rounds_only(open_site, ticket_for, plan_
     assert files(tmp_path / "st-marys") == {
         "run-1.answer.safetensors",
         "run-1.answer.safetensors.lock",
-        "run-1.local-000005.safetensors",
-        "run-1.local-000006.safetensors",
+        f"{site.plan.digest}.local-000005.safetensors",
+        f"{site.plan.digest}.local-000006.safetensors",
     }
 
 
@@ -312,10 +312,10 @@ def test_local_layers_stay_and_are_picked_up_again(open_site, ticket_for, plan_w
     after = site.network.model.state_dict()["norm_0.weight"].clone()
     assert not torch.equal(after, torch.ones(4))
     restarted = open_site(plan)
-    kept = restarted.local.before("run-1", 2)["layers"]
+    kept = restarted.local.before(plan.digest, 2)["layers"]
     np.testing.assert_array_equal(kept[:4], after.numpy())
-    # Another run begins with untrained layers.
-    assert restarted.local.before("run-2", 2) is None
+    # Another plan begins with untrained layers; another run of this one, after hospitals joined, goes on from these.
+    assert restarted.local.before(plan_with(seed=9).digest, 2) is None
 
 
 # --- what a reply says -------------------------------------------------------------------------------------
@@ -457,7 +457,9 @@ def test_scaffold_is_the_papers(open_site, ticket_for, plan_with, rows, control)
         np.testing.assert_allclose(reply.vectors["update"], w - began, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(reply.vectors["control"], new - own, rtol=1e-4, atol=1e-6)
         own = new
-        np.testing.assert_allclose(site.local.before("run-1", number + 1)["control"], own, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            site.local.before(site.plan.digest, number + 1)["control"], own, rtol=1e-4, atol=1e-6
+        )
 
 
 def test_own_constants_are_mean_and_sd(rows):

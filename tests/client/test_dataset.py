@@ -280,6 +280,15 @@ def test_every_kind_of_file_holds_the_same_rows(load: Load, kind):
     assert repr(csv.quality) == repr(other.quality)
 
 
+def test_site_yaml_names_the_hospital_by_the_rule_of_its_certificate(tmp_path: Path):
+    path = tmp_path / "site.yaml"
+    path.write_text("site: Hôpital St Mary's\ntable: {path: t.csv}\n", encoding="utf-8")
+    assert open_table(path).site.site == "Hôpital St Mary's"
+    path.write_text("site: ../oak\ntable: {path: t.csv}\n")
+    with pytest.raises(PlanRefused, match=r"line 1: site = .*a name is letters.*name that the hospital is enrolled"):
+        open_table(path)
+
+
 def test_site_yaml_that_is_no_text_or_not_there(tmp_path: Path):
     with pytest.raises(DataRefused, match="is not there"):
         open_table(tmp_path / "site.yaml")

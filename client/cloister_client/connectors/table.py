@@ -5,6 +5,11 @@
     policy:
       min_cohort: 3                    # the fewest hospitals in a sum that this one helps to open
       mechanisms: [site, shared]       # of privacy; none must be named to be accepted
+      approvals: 2                     # people who must approve a study, 1 or 2
+      memory_gb: 8                     # of a study's training process
+      hours: 12                        # in which it answers a message
+      sandbox: on                      # off: train where the network cannot be taken away from it
+    proxy: http://proxy.local:3128     # the way out, where HTTPS_PROXY does not say it
     table:
       path: table.csv                  # beside this file
       columns: {age: AGE_YEARS}        # a feature's name in the plan: its column here, where they differ
@@ -21,9 +26,9 @@ import zlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from cloister_client.consent import MIN_COHORT, Policy
 from cloister_shared.errors import DataRefused
@@ -66,6 +71,13 @@ class PolicyTerms(_Terms):
 
     min_cohort: Annotated[int, Field(ge=2)] = MIN_COHORT
     mechanisms: tuple[Mechanism, ...] = Field(default=Policy().mechanisms, min_length=1)
+    approvals: Annotated[int, Field(ge=1, le=2)] = 1
+    memory_gb: Annotated[float, Field(ge=0.5)] = 8.0
+    """What a study's training process may take; torch alone takes 0.3."""
+    hours: Positive = 12.0
+    """How long it may work on one message."""
+    sandbox: Literal["on", "off"] = "on"
+    """Whether it must be kept from the network; without that no study trains here."""
 
 
 class SiteFile(_Terms):
@@ -75,6 +87,8 @@ class SiteFile(_Terms):
     population: Slug = "patients"
     """Of whom the rows are: studies on the same patients share one privacy budget."""
     policy: PolicyTerms = PolicyTerms()
+    proxy: Annotated[str, StringConstraints(pattern=r"^http://\S+$")] | None = None
+    """Of the agent's connections to the coordinator; its password, if it has one, stays in this file."""
     table: TableFile
 
 
@@ -89,7 +103,7 @@ class TableConnector:
     def policy(self) -> Policy:
         """What this hospital takes part in."""
         terms = self.site.policy
-        return Policy(terms.min_cohort, terms.mechanisms)
+        return Policy(terms.min_cohort, terms.mechanisms, terms.approvals)
 
     @property
     def path(self) -> Path:
@@ -132,6 +146,14 @@ class TableConnector:
         frame = frame[list(names.values())].set_axis(list(names), axis=1)
         frame.index = frame.index + 1
         return frame
+
+    def count(self) -> int:
+        """How many rows the file has.
+
+        Raises:
+            DataRefused: it cannot be read as a table.
+        """
+        return len(self._read())
 
     def factors(self, schema: Schema) -> dict[str, tuple[float, float]]:
         """For each number feature whose unit differs here: multiply, then add, to reach the plan's unit.

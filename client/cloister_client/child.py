@@ -1,0 +1,155 @@
+"""The training process of one study: its own program, begun by the agent, without a network.
+
+It opens the study that lies approved on disk, once, and answers the agent's messages with the hospital's own
+``client_app``. What a message may hold is decided by ``objects`` and ``wire``: plain values. It ends with the agent.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cloister_client.channel import receive, send
+from cloister_shared.console import one_core
+from cloister_shared.errors import CloisterError, ConsentRefused
+
+if TYPE_CHECKING:
+    from cloister_client.objects import Parcel
+    from cloister_client.site import Site
+
+log = logging.getLogger("cloister.child")
+
+OUT_OF_MEMORY = 12
+"""Exit code, where not even a message could be taken in."""
+
+
+def main(end: int, folder: Path, digest: str, open_site: Callable[[Path, str], Site] | None = None) -> None:
+    """Serve the study with this plan's ``digest`` at the hospital in ``folder``, over the file descriptor ``end``.
+
+    ``open_site`` opens it in another way; simulations alone pass it.
+    """
+    threading.Thread(target=_leave_with_agent, args=(end,), daemon=True).start()
+    one_core()
+    logging.basicConfig(
+        level=logging.INFO, format=f"%(asctime)s {digest[:12]} %(message)s", datefmt="%Y-%m-%d %H:%M:%S"
+    )
+    from cloister_client.app import client_app
+    from cloister_client.connectors.table import open_table
+    from cloister_client.sandbox import confine, out_of_memory
+
+    policy = open_table(folder / "site.yaml").site.policy
+    try:
+        confine(policy.memory_gb, network=policy.sandbox == "off")
+    except ConsentRefused as refusal:
+        send(end, "refused", why=str(refusal))
+        return
+    if policy.sandbox == "off":
+        log.warning("The policy in site.yaml says sandbox: off, so training here is not kept from the network.")
+    send(end, "ready")
+    opened = _once(lambda: (open_site or approved_site)(folder, digest))
+    try:
+        opened()  # before the first message, which then finds data and model in place
+    except CloisterError as refusal:
+        log.warning("%s", refusal)  # and told to whoever asks
+    except Exception:
+        log.exception("the study could not be opened; it is tried again when a message comes")
+    app = client_app(lambda _: opened())
+    try:
+        while True:
+            _serve(end, app)
+    except MemoryError as fault:
+        log.error("%s", out_of_memory(fault))
+        raise SystemExit(OUT_OF_MEMORY) from None
+    except (EOFError, BrokenPipeError):
+        return  # the agent is gone
+
+
+def _leave_with_agent(end: int) -> None:
+    """End at once when the agent is gone: what it asked for is asked again, and whatever is durable stays."""
+    waiting = select.poll()
+    waiting.register(end, 0)  # nothing but the other end's closing
+    waiting.poll()
+    os._exit(0)
+
+
+def _once(work: Callable[[], Site]) -> Callable[[], Site]:
+    """What ``work`` made, from the first time it succeeds."""
+    made: list[Site] = []
+
+    def opened() -> Site:
+        if not made:
+            made.append(work())
+        return made[0]
+
+    return opened
+
+
+def approved_site(folder: Path, digest: str, noise_seed: int | None = None) -> Site:
+    """The hospital in the study as its people approved it. ``noise_seed`` voids privacy; simulations alone pass it."""
+    from cloister_client.approvals import Approvals
+    from cloister_client.connectors.table import open_table
+    from cloister_client.dataset import load_dataset
+    from cloister_client.offers import study_of
+    from cloister_client.site import Site
+
+    agent = folder / "agent"
+    quote = Approvals(agent).quote(digest)  # and with it that the study is approved, once more
+    study, connector = study_of(agent, digest), open_table(folder / "site.yaml")
+    return Site(
+        study.plan,
+        load_dataset(connector, study.plan),
+        study.folder,
+        ledger=folder / "ledger.sqlite",
+        population=connector.site.population,
+        approved=quote,
+        identity=agent / "identity.key",
+        noise_seed=noise_seed,
+    )
+
+
+def _serve(end: int, app: Callable[..., object]) -> None:
+    """Answer the next message."""
+    objects: dict[str, bytes] = {}
+    while (frame := receive(end)).kind != "answer":
+        if frame.kind == "message":
+            objects.clear()
+        else:
+            objects[str(frame.said["name"])] = frame.octets
+    reply = _answer(frame.octets, str(frame.said["root"]), objects, app)
+    objects.clear()
+    send(end, "reply", reply.message, objects=len(reply.objects))
+    send(end, "tree", reply.tree)
+    for name, content in reply.objects.items():
+        send(end, "object", content, name=name)
+
+
+def _answer(message: bytes, root: str, objects: dict[str, bytes], app: Callable[..., object]) -> Parcel:
+    from flwr.app import Context, Message, RecordDict
+
+    from cloister_client.objects import deflated, error_reply, inflated
+    from cloister_client.sandbox import out_of_memory
+    from cloister_shared.wire import FAILED, REFUSED
+
+    try:
+        asked = inflated(root, objects)
+        objects.clear()  # the message holds what it needs of them
+        node = asked.metadata.dst_node_id
+        reply = app(asked, Context(asked.metadata.run_id, node, {}, RecordDict(), {}))
+        assert isinstance(reply, Message)
+        return deflated(reply, asked)
+    except CloisterError as refusal:
+        log.warning("refused: %s", refusal)
+        return error_reply(message, REFUSED, refusal.abroad or str(refusal))
+    except Exception as fault:  # also Flower's, of a kind of message that nobody here answers
+        log.exception("the message could not be answered")
+        return error_reply(message, FAILED, out_of_memory(fault) or f"{type(fault).__name__} at the hospital")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,228 @@
+"""A Flower message as the objects that travel: each a piece of bytes whose name is its SHA-256.
+
+The root is the message, its children the records, arrays and chunks of 5 MiB. What arrives is built up again out of
+six kinds of plain values, and nothing else; nothing here imports, unpickles or runs what it is given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.common.serde import message_from_proto
+from flwr.common.serde_utils import error_to_proto, metadata_to_proto
+from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
+
+from cloister_shared.errors import TicketRefused
+
+CHUNK = 5 * 2**20
+"""Octets of an array in one object, as Flower cuts it."""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A message ready to be sent: what Flower wants to be told of it, and its objects."""
+
+    message: bytes
+    """Flower's protobuf, without the content."""
+    tree: bytes
+    """Flower's protobuf of which object is part of which."""
+    objects: dict[str, bytes]
+
+    @property
+    def root(self) -> str:
+        """The name of the message itself, which all its content follows from."""
+        return ObjectTree.FromString(self.tree).object_id
+
+    @property
+    def size(self) -> int:
+        """Octets of all its objects."""
+        return sum(map(len, self.objects.values()))
+
+
+def name_of(content: bytes) -> str:
+    """The name of an object: its SHA-256, in hex."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def names(tree: ObjectTree) -> list[str]:
+    """The objects of a tree, each once."""
+    found, waiting = dict[str, None](), [tree]
+    while waiting:
+        node = waiting.pop()
+        if node.object_id not in found:
+            found[node.object_id] = None
+            waiting += node.children
+    return list(found)
+
+
+# --- what arrives -------------------------------------------------------------------------------------------
+def inflated(root: str, objects: Mapping[str, bytes]) -> Message:
+    """The message that these objects are: a header of plain values and flat arrays.
+
+    Raises:
+        TicketRefused: it holds something else, or its parts do not fit together.
+    """
+    try:
+        (content,), _ = _opened(objects, root, "Message")
+        parts: dict[str, str] = _said(objects, content, "RecordDict")
+        if set(parts) != {"vectors", "header"}:
+            raise ValueError("other parts than header and vectors")
+        vectors = ArrayRecord()
+        for name, array in _said(objects, parts["vectors"], "ArrayRecord").items():
+            vectors[name] = _array(objects, array)
+        record = RecordDict({"vectors": vectors, "header": ConfigRecord.inflate(objects[parts["header"]])})
+        message = Message.inflate(objects[root], {content: record})
+    except MemoryError:
+        raise
+    except Exception as error:  # of many kinds, and their text may quote the content
+        raise TicketRefused(
+            f"The message is no ticket: its parts do not fit together ({type(error).__name__}).",
+            mend="Run the same release of Cloister on both sides.",
+        ) from None
+    message.metadata.__dict__["_message_id"] = root  # which cannot be a part of what it is the hash of
+    return message
+
+
+def _array(objects: Mapping[str, bytes], name: str) -> Array:
+    parts, body = _opened(objects, name, "Array")
+    said: dict[str, Any] = json.loads(bytes(body))
+    each = [_opened(objects, part, "ArrayChunk")[1] for part in parts]
+    chunks = [each[at] for at in said["arraychunk_ids"]]
+    (length,) = said["shape"]
+    # Before it is put together: one chunk, named a million times, would be a large array.
+    if sum(map(len, chunks)) != length * np.dtype(str(said["dtype"])).itemsize:
+        raise ValueError("its length is not what it says")
+    return Array(str(said["dtype"]), (int(length),), str(said["stype"]), b"".join(chunks))
+
+
+def _opened(objects: Mapping[str, bytes], name: str, kind: str) -> tuple[list[str], memoryview]:
+    """Names of an object's parts, and its body."""
+    content = objects[name]
+    at = content.index(b"\x00")
+    is_, parts, size = content[:at].decode("ascii").split(" ")
+    body = memoryview(content)[at + 1 :]
+    if is_ != kind or int(size) != len(body):
+        raise ValueError(f"not a whole {kind}")
+    return parts.split(",") if parts else [], body
+
+
+# --- what leaves --------------------------------------------------------------------------------------------
+def deflated(reply: Message, to: Message) -> Parcel:
+    """A reply as objects. The same answer to the same message has the same name, however often it is given.
+
+    So one whose way was cut off can be sent again, by an agent that started anew, and is still one reply.
+    """
+    reply.metadata.created_at, reply.metadata.ttl = to.metadata.created_at, to.metadata.ttl
+    packed = _Packed()
+    children = [_packed_content(packed, reply.content)] if reply.has_content() else []
+    metadata = metadata_to_proto(reply.metadata)
+    metadata.message_id = ""
+    error = error_to_proto(reply.error) if reply.has_error() else None
+    said = MessageProto(metadata=metadata, error=error)
+    root = packed.put("Message", children, said.SerializeToString(deterministic=True))
+    said.metadata.message_id = root
+    if error is None:
+        said.content.CopyFrom(RecordDictProto())
+    return Parcel(said.SerializeToString(), packed.trees[root].SerializeToString(), packed.objects)
+
+
+def error_reply(message: bytes, code: int, reason: str) -> Parcel:
+    """The reply that there is no work, to a message in Flower's protobuf."""
+    asked = message_from_proto(MessageProto.FromString(message))
+    return deflated(Message(Error(code=code, reason=reason), reply_to=asked), asked)
+
+
+@dataclass
+class _Packed:
+    objects: dict[str, bytes] = field(default_factory=dict[str, bytes])
+    trees: dict[str, ObjectTree] = field(default_factory=dict[str, ObjectTree])
+
+    def put(self, kind: str, parts: Sequence[str], body: bytes | memoryview) -> str:
+        """Make an object of its parts and body; its name. The large ones are copied once."""
+        parts = list(dict.fromkeys(parts))
+        content = b"".join((f"{kind} {','.join(parts)} {len(body)}\0".encode("ascii"), body))
+        name = name_of(content)
+        self.objects[name] = content
+        self.trees[name] = ObjectTree(object_id=name, children=[self.trees[part] for part in parts])
+        return name
+
+
+def _packed_content(packed: _Packed, content: RecordDict) -> str:
+    parts: dict[str, str] = {}
+    for key, record in content.items():
+        if isinstance(record, ArrayRecord):
+            arrays = {name: _packed_array(packed, array) for name, array in record.items()}
+            parts[key] = packed.put("ArrayRecord", [*arrays.values()], json.dumps(arrays).encode())
+        else:
+            _, _, body = record.deflate().partition(b"\x00")
+            parts[key] = packed.put(type(record).__name__, [], body)
+    return packed.put("RecordDict", [*parts.values()], json.dumps(parts).encode())
+
+
+def _packed_array(packed: _Packed, array: Array) -> str:
+    data = memoryview(array.data)
+    chunks = [packed.put("ArrayChunk", [], data[at : at + CHUNK]) for at in range(0, len(data), CHUNK)]
+    first = {name: at for at, name in enumerate(dict.fromkeys(chunks))}
+    said = {"dtype": array.dtype, "shape": array.shape, "stype": array.stype}
+    return packed.put("Array", chunks, json.dumps({**said, "arraychunk_ids": [first[c] for c in chunks]}).encode())
+
+
+# --- what is in a reply, without its values -----------------------------------------------------------------
+@dataclass(frozen=True)
+class Contents:
+    """What kinds of values a reply holds: of each vector name, type and length; of the header its keys."""
+
+    run: int
+    answers: str
+    """The message that it replies to."""
+    vectors: tuple[tuple[str, str, int], ...] = ()
+    header: tuple[str, ...] = ()
+    round: int | None = None
+    error: int | None = None
+    """Flower's code, if it is no work but an error."""
+
+
+def contents(parcel: Parcel) -> Contents:
+    """Read off the objects that are about to leave.
+
+    Raises:
+        ValueError: an object is not what its name says, or holds what no reply of ours does.
+    """
+    for name, content in parcel.objects.items():
+        if name_of(content) != name:
+            raise ValueError("an object has another's name")
+    children, message = _opened(parcel.objects, parcel.root, "Message")
+    proto = MessageProto.FromString(bytes(message))
+    to = proto.metadata.run_id, proto.metadata.reply_to_message_id
+    if proto.HasField("error"):
+        return Contents(*to, error=proto.error.code)
+    parts = _said(parcel.objects, children[0], "RecordDict")
+    if set(parts) != {"vectors", "header"}:
+        raise ValueError("it has other parts than header and vectors")
+    header: dict[str, Any] = json.loads(str(ConfigRecord.inflate(parcel.objects[parts["header"]])["json"]))
+    arrays = _said(parcel.objects, parts["vectors"], "ArrayRecord")
+    found = {name: _said(parcel.objects, array, "Array") for name, array in arrays.items()}
+    vectors = tuple((name, str(array["dtype"]), int(array["shape"][0])) for name, array in sorted(found.items()))
+    number = header.get("round")
+    return Contents(*to, vectors, tuple(_keys(header)), number if isinstance(number, int) else None)
+
+
+def _keys(said: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    """Keys of what is said at all; of a table, those inside it, after a dot."""
+    for key, value in said.items():
+        if isinstance(value, dict):
+            yield from _keys(value, f"{before}{key}.")
+        elif value not in ("", None, []):
+            yield f"{before}{key}"
+
+
+def _said(objects: Mapping[str, bytes], name: str, kind: str) -> dict[str, Any]:
+    return json.loads(bytes(_opened(objects, name, kind)[1]))
