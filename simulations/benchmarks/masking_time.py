@@ -18,11 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import flower_round
-import memory
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from figures import Figure, at_most, in_fresh_process, progress, told
 from numpy.typing import NDArray
+from processes import forget_peak, peak
 from secure_hospitals import Terms, opened
 
 from cloister_server.rounds import ticket
@@ -116,22 +116,22 @@ def ours(parameters: int, folder: Path) -> dict[str, float]:
         assert site.secure
         site.secure.admit(asked)
         reply = Reply(ReplyHeader(run=asked.header.run, round=1, site=name), {"update": terms.update(0)})
-        before = memory._forget_peak()
+        before = forget_peak(os.getpid())
         masked = site.secure.mask(asked, reply)
-        while_masking = memory._memory("VmHWM")
+        while_masking = peak(os.getpid())
         message = pack(masked.header, pack_vectors(masked.vectors, masked.octets))
-        whole = memory._memory("VmHWM")
+        whole = peak(os.getpid())
     size = sum(octets.nbytes for octets in masked.octets.values()) + len(str(message["header"]))
-    updates = [(peak - before) / (4 * parameters) for peak in (while_masking, whole)]
+    updates = [(most - before) / (4 * parameters) for most in (while_masking, whole)]
     return {"mask": updates[0], "message": updates[1], "reply": size}
 
 
 def flower(parameters: int, folder: Path) -> dict[str, float]:
     """The same of Flower's functions."""
     update = Terms(1, parameters).update(0)
-    before = memory._forget_peak()
+    before = forget_peak(os.getpid())
     flower_round.mask(update, NEIGHBOURS, sample=1)
-    return {"mask": (memory._memory("VmHWM") - before) / (4 * parameters)}
+    return {"mask": (peak(os.getpid()) - before) / (4 * parameters)}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ pulled. Hospital number i sends i everywhere, so the mean must be 4.5.
 from __future__ import annotations
 
 import json
-import re
+import os
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -23,6 +23,7 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from processes import forget_peak, peak
 
 from cloister_server.rounds import Study, run_round
 from cloister_server.store import Checkpoint, Store
@@ -37,8 +38,8 @@ PARAMETERS, HOSPITALS, BAR = 25_000_000, 10, 3.0
 
 def figures() -> list[Figure]:
     progress("memory: one round of 10 hospitals with 25 million parameters")
-    peak = in_fresh_process(__file__, str(PARAMETERS))["peak"]
-    return [at_most("memory.aggregation", peak, BAR, "{:.2f} models above the imports")]
+    most = in_fresh_process(__file__, str(PARAMETERS))["peak"]
+    return [at_most("memory.aggregation", most, BAR, "{:.2f} models above the imports")]
 
 
 @dataclass
@@ -104,25 +105,12 @@ def measure(folder: Path, parameters: int) -> dict[str, float]:
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
     encoding = next(iter(pack_vectors({"model": np.zeros(1, dtype=np.float32)}).values())).stype
     study = Study(plan, layout, {f"hospital-{at}": at for at in range(HOSPITALS)}, store)
-    before = _forget_peak()
+    before = forget_peak(os.getpid())
     run_round(study, 1, Replies(layout, encoding))
-    peak = _memory("VmHWM")
+    most = peak(os.getpid())
     model = study.checkpoint().model
     assert (model == np.float32(4.5)).all(), "the mean of 0 to 9 is 4.5"
-    return {"peak": (peak - before) / (4 * parameters), "before": before / (4 * parameters)}
-
-
-def _forget_peak() -> int:
-    """Let the kernel's high-water mark start anew, and say what is resident now."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return _memory("VmRSS")
-
-
-def _memory(name: str) -> int:
-    """A field of /proc/self/status, in bytes."""
-    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
-    assert found
-    return 1024 * int(found[1])
+    return {"peak": (most - before) / (4 * parameters), "before": before / (4 * parameters)}
 
 
 if __name__ == "__main__":

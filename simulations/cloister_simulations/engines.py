@@ -56,7 +56,7 @@ def ray(server: ServerApp, sites: Mapping[str, Site], faults: tuple[Fault, ...])
     import ray as cluster  # pyright: ignore
     from flwr.simulation import run_simulation
 
-    watched, raised = _watched(server, len(sites))
+    watched, raised = _watched(server, len(sites), next(iter(sites.values())).plan.digest)
     workers = min(len(sites), os.cpu_count() or 1)
     # Workers import what this process can, also where it was put on the path by hand.
     path = {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -92,7 +92,7 @@ def _opened(place: Any) -> Site:
     return _OPEN[place]
 
 
-def _watched(server: ServerApp, hospitals: int) -> tuple[ServerApp, list[Exception]]:
+def _watched(server: ServerApp, hospitals: int, plan: str) -> tuple[ServerApp, list[Exception]]:
     """The same ServerApp once the workers are up, and where what it raises is put.
 
     Flower starts it in a thread of its own before it registers the hospitals and before Ray's workers have
@@ -106,7 +106,8 @@ def _watched(server: ServerApp, hospitals: int) -> tuple[ServerApp, list[Excepti
             deadline = time.monotonic() + _START_UP
             while len(list(grid.get_node_ids())) < hospitals and time.monotonic() < deadline:
                 time.sleep(0.05)
-            collect(grid, ask(grid, list(grid.get_node_ids()), "query.enrol"), _START_UP, lambda *_: None)
+            sent = ask(grid, list(grid.get_node_ids()), "query.enrol", plan)
+            collect(grid, sent, _START_UP, lambda *_: None)
             server(grid, context)
         except Exception as error:
             raised.append(error)

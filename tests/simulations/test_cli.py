@@ -60,7 +60,7 @@ def test_a_dropped_reply_is_reported_and_not_waited_for(scenario, tmp_path):
     began = time.monotonic()
     done = sim("run", scenario, "--out", tmp_path / "out", "--arm", "federated", "--fault", "drop:birch:2")
     assert done.exit_code == 0, done.output
-    assert time.monotonic() - began < 5  # the plan's round_timeout
+    assert time.monotonic() - began < 60  # and not the plan's round_timeout, ten minutes
     assert "round 2, birch: no answer within" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 

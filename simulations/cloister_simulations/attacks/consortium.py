@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cloister_client.app import REFUSED, client_app
+from cloister_client.app import client_app
 from cloister_client.consent import ANY
 from cloister_client.dataset import Dataset, QualityReport, Rows
 from cloister_client.site import Site
@@ -26,7 +26,7 @@ from cloister_shared.masking import Masks, encoding_of
 from cloister_shared.plan_file import amend, read_plan
 from cloister_shared.schema import columns
 from cloister_shared.tally import kind_of
-from cloister_shared.wire import Reply, Ticket, TicketHeader, UnmaskHeader, pack, pack_vectors, unpack_reply
+from cloister_shared.wire import REFUSED, Reply, Ticket, TicketHeader, UnmaskHeader, pack, pack_vectors, unpack_reply
 from cloister_simulations.grid import InProcessGrid
 from cloister_simulations.site_folder import enrol_all, invented_names
 
