@@ -16,7 +16,7 @@ export OMP_NUM_THREADS = 1
 export CLOISTER_DATA
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format figures docs proto clean
+.PHONY: help demo test test-slow lint format figures docs proto bundle clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -49,6 +49,9 @@ docs: $(VENV)/.dev ## Build the documentation into site/
 proto: ## Write the code of the control service from shared/cloister_shared/control.proto
 	@$(PYTHON) -m venv build/proto && build/proto/bin/pip install -qq 'grpcio-tools==1.70.0' 'setuptools<81'
 	@cd shared && ../build/proto/bin/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. cloister_shared/control.proto
+
+bundle: | $(BIN)/python ## Pack an install without a network: a hospital's, or ARGS=coordinator
+	@$(BIN)/python client/deploy/bundle.py $(ARGS)
 
 clean: ## Remove the virtual environment and everything built
 	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .import_linter_cache .hypothesis
