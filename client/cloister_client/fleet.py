@@ -56,7 +56,7 @@ from cloister_client.objects import Parcel, name_of, names
 from cloister_client.outage import lost, refused, unable
 from cloister_client.proxy import proxy_to
 from cloister_shared.certificates import client_context, public_key, read_key
-from cloister_shared.errors import KeyBroken, LinkLost, TicketRefused, VersionRefused
+from cloister_shared.errors import CloisterError, EnrolmentRefused, KeyBroken, LinkLost, TicketRefused, VersionRefused
 from cloister_shared.versions import spoken
 
 FLOWER = "1.41.0"
@@ -247,35 +247,44 @@ class Fleet:
             "x-cloister-protocol": spoken(),
             **(more or {}),
         }
-        https = self._current()
+        made, https = self._current()
         try:
             answer = https.post(f"/v1/fleet/{verb}", request.SerializeToString(), headers, patience)
         except (OSError, http.client.HTTPException) as error:
-            raise lost(error, self.address, self._agent) from None
+            raise self._still(lost(error, self.address, self._agent), made) from None
         if answer.status != http.client.OK:
             if _over(answer) or (verb == "get-run" and answer.status == http.client.NOT_FOUND):
                 raise RunOver
-            raise refused(answer, self.address)
+            raise self._still(refused(answer, self.address), made)
         try:
             return kind.FromString(answer.body)
         except DecodeError:
             raise unable(self.address, "answered in another language") from None
 
-    def _current(self) -> Https:
+    def _still(self, error: CloisterError, made: float) -> CloisterError:
+        """What it means, on a connection under a certificate of this age: less, if there is a newer one by now."""
+        if isinstance(error, EnrolmentRefused) and made != self._certificate_made():
+            return unable(self.address, "ended a connection under the certificate from before the last renewal")
+        return error
+
+    def _certificate_made(self) -> float:
+        try:
+            return (self._agent / "agent.crt").stat().st_mtime
+        except OSError:
+            raise KeyBroken(
+                f"{self._agent / 'agent.crt'} is not there.", mend="Restore it from a backup, or enrol again."
+            ) from None
+
+    def _current(self) -> tuple[float, Https]:
         """Connections under the certificate that lies there now: one that was renewed is used from then on."""
+        made = self._certificate_made()
         with self._lock:
-            try:
-                made = (self._agent / "agent.crt").stat().st_mtime
-            except OSError:
-                raise KeyBroken(
-                    f"{self._agent / 'agent.crt'} is not there.", mend="Restore it from a backup, or enrol again."
-                ) from None
             if self._https is None or self._https[0] != made:
                 if self._https:
                     self._https[1].close()  # whatever is in use ends by itself
                 files = (self._agent / name for name in ("agent.crt", "agent.key", "ca.crt"))
                 self._https = made, Https(*self._at, client_context(*files), self._proxy)
-            return self._https[1]
+            return self._https
 
 
 def _over(answer: Answer) -> bool:

@@ -21,7 +21,7 @@ from cloister_client.egress import told
 from cloister_client.membership import own_certificate
 from cloister_client.offers import News, study_folder
 from cloister_server.link import Link, open_link
-from cloister_shared.certificates import Kind, new_authority
+from cloister_shared.certificates import Kind, bearer, new_authority
 from cloister_shared.plan import StudyPlan
 from cloister_shared.wire import FAILED, REFUSED, TicketHeader, pack, pack_vectors, unpack_reply
 from cloister_simulations.site_folder import grant
@@ -306,12 +306,12 @@ def test_a_certificate_that_is_over_is_a_clear_stop(consortium, hospital, rounds
 
 def test_a_renewed_certificate_is_used_at_once(consortium, hospital, worker, agent):
     """The old one ends while the agent runs; what the control service brought lies in the folder by then."""
-    short = consortium.certificate(hospital.key, Kind.SITE, hospital.name, timedelta(seconds=15))
+    short = consortium.certificate(hospital.key, Kind.SITE, hospital.name, timedelta(seconds=30))
     (hospital.agent / "agent.crt").write_bytes(short)
     one = worker()
     one.hears()
     (hospital.agent / "agent.crt").write_bytes(consortium.certificate(hospital.key, Kind.SITE, hospital.name))
-    time.sleep(15)
+    time.sleep((bearer(short).not_after - datetime.now(UTC)).total_seconds() + 2)
     assert one.hears(2).has_content()
 
 
