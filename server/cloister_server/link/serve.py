@@ -139,7 +139,9 @@ def _other(folder: Path, host: str, port: int, parent: int) -> None:
 
 
 def _run(folder: Path, host: str, port: int, others: Sequence[BaseProcess]) -> None:
-    with asyncio.Runner(loop_factory=uvicorn.Config("").get_loop_factory()) as runner:  # uvloop, where there is one
+    with asyncio.Runner(
+        loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()
+    ) as runner:  # uvloop, where there is one
         runner.run(_serve(folder, host, port, others))
 
 
@@ -160,7 +162,7 @@ async def _serve(folder: Path, host: str, port: int, others: Sequence[BaseProces
         timeout_keep_alive=90,
     )
     config.load()
-    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # the gate tells what fails
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # the gate tells what fails
     state, loop, told = ServerState(), asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
