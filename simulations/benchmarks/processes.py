@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from cloister_simulations.deployment import CommandFailed
+from cloister_shared.errors import Fault
 
 TICKS = os.sysconf("SC_CLK_TCK")
 PATIENCE = 60.0
@@ -98,7 +98,7 @@ def said_by(command: Sequence[str], seconds: float, allowed: Sequence[int] = (0,
     """What a command prints. One that is not waited for any more is interrupted, so that it ends what it began.
 
     Raises:
-        CommandFailed: it ended with a code that is not ``allowed``, or was not done in so many seconds.
+        Fault: it ended with a code that is not ``allowed``, or was not done in so many seconds.
     """
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
@@ -113,10 +113,10 @@ def said_by(command: Sequence[str], seconds: float, allowed: Sequence[int] = (0,
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
         if isinstance(error, subprocess.TimeoutExpired):
-            raise CommandFailed(f"{command[-1]} was not done in {seconds:g} s.") from None
+            raise Fault(f"{command[-1]} was not done in {seconds:g} s.") from None
         raise
     if process.returncode not in allowed:
-        raise CommandFailed(f"{command[-1]} ended with {process.returncode}: {said[-400:].strip()}")
+        raise Fault(f"{command[-1]} ended with {process.returncode}: {said[-400:].strip()}")
     return said
 
 

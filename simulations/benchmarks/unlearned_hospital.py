@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 if TYPE_CHECKING:
     from cloister_client.privacy import Mechanism
@@ -27,8 +28,8 @@ def main() -> None:
         return run(Path(sys.argv[1]), program="unlearned_hospital")
     from cloister_client import child, site
 
-    site.__dict__.update(train=_step, at_a_glance=lambda network, rows, terms: {})
-    child.main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    with patch.object(site, "train", _step), patch.object(site, "at_a_glance", lambda *_: {}):
+        child.main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
 
 
 def _step(mechanism: Mechanism, terms: Training, steps: int, **_: object) -> None:
