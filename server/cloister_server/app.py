@@ -131,18 +131,22 @@ def _adverts(study: Study, grid: Grid, now: Checkpoint) -> dict[str, str]:
 def with_late_joiners(study: Study, grid: Grid, members: Members) -> Study:
     """The study with the hospitals that have come since, if any. Only between two rounds, when nothing is under way.
 
-    Under the secure sum all hospitals that are there then agree on new keys: a new run of the same study.
+    Under the secure sum one that has keys of this run takes part again with those. For one that has none all hospitals
+    that are there agree on new keys: a new run of the same study. Where nobody adds noise there is no second run, since
+    two sums over other hospitals tell the difference, and each hospital refuses it: who has no keys stays out.
     """
     plan, known = study.plan, set(study.enrolled.values())
     may = members()
     new = [node for node in grid.get_node_ids() if node in may and node not in known]
+    if plan.aggregation.secure_sum and not plan.private:
+        new = [node for node in new if may[node] in study.cohort]
     if not new or len(known) >= plan.cohort.max_sites:
         return study
     introduced, _ = _introduced(plan, study.layout, grid, new[: plan.cohort.max_sites - len(known)], members)
     if not introduced:
         return study
     joined = replace(study, enrolled=dict(sorted({**study.enrolled, **{s: n for n, s in introduced.items()}}.items())))
-    if not plan.aggregation.secure_sum:
+    if not plan.aggregation.secure_sum or set(introduced.values()) <= set(study.cohort):
         return joined
     now = replace(study.checkpoint(), run=_new_run(plan), cohort={})
     try:
