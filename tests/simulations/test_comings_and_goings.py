@@ -88,7 +88,7 @@ def test_without_noise_nobody_is_asked_for_a_second_run_that_all_would_refuse(co
 
 
 def test_with_noise_one_that_comes_late_joins_between_two_rounds(consortium, small):
-    private = {"mechanism": "site", "unit": "site", "epsilon": 100.0, "delta": 1e-5, "clip_norm": 1.0}
+    private = {"mechanism": "site", "unit": "patient", "epsilon": 3.0, "delta": 1e-5, "clip_norm": 1.0}
     grid, run = consortium(
         amend(small.plan, aggregation={"secure_sum": True}, privacy=private, cohort={"min_sites": 3})
     )
