@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
@@ -414,6 +414,23 @@ def test_every_answer_says_what_time_it_is(rounds):
     with httpx.Client(verify=hospital.context) as client:
         answer = client.get(f"https://127.0.0.1:{rounds.port}/health")
     assert abs(parsedate_to_datetime(answer.headers["date"]).timestamp() - time.time()) < 5
+
+
+def test_connections_are_spread_over_the_processes(rounds):
+    hospital, parent = rounds.enrol(), rounds.process.pid
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+
+    def sockets(pid):
+        return sum(os.readlink(path).startswith("socket") for path in Path(f"/proc/{pid}/fd").iterdir())
+
+    before = [sockets(pid) for pid in (parent, *children)]
+    with ExitStack() as stack:
+        for _ in range(30):
+            client = stack.enter_context(httpx.Client(verify=hospital.context))
+            assert client.get(f"https://127.0.0.1:{rounds.port}/health").status_code == 200
+        after = [sockets(pid) for pid in (parent, *children)]
+    assert len(after) == 2
+    assert all(now >= then + 3 for now, then in zip(after, before, strict=True))
 
 
 # --- what a hospital may make of its bytes -------------------------------------------------------------------

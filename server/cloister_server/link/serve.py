@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import socket
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -119,12 +120,14 @@ def serve_rounds(folder: Path, host: str, port: int, processes: int = 2) -> None
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with served.alone(folder / "link"):
+        # All listen before anybody is served, or whoever comes back first would stay with the first of them.
+        sockets = [_listening(host, port) for _ in range(processes)]
         fork = multiprocessing.get_context("fork")  # before anything is opened: SQLite does not survive it
-        others = [fork.Process(target=_other, args=(folder, host, port, os.getpid())) for _ in range(processes - 1)]
+        others = [fork.Process(target=_other, args=(folder, sockets, at, os.getpid())) for at in range(1, processes)]
         for other in others:
             other.start()
         try:
-            _run(folder, host, port, others)
+            _run(folder, sockets, 0, others)
         finally:
             for other in others:
                 other.terminate()
@@ -132,20 +135,26 @@ def serve_rounds(folder: Path, host: str, port: int, processes: int = 2) -> None
                 other.kill()
 
 
-def _other(folder: Path, host: str, port: int, parent: int) -> None:
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=1024, reuse_port=True)
+
+
+def _other(folder: Path, sockets: Sequence[socket.socket], at: int, parent: int) -> None:
     ctypes.CDLL(None).prctl(_PARENT_DIED, signal.SIGKILL)
     if os.getppid() == parent:
-        _run(folder, host, port, [])
+        _run(folder, sockets, at, [])
 
 
-def _run(folder: Path, host: str, port: int, others: Sequence[BaseProcess]) -> None:
-    with asyncio.Runner(
-        loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()
-    ) as runner:  # uvloop, where there is one
-        runner.run(_serve(folder, host, port, others))
+def _run(folder: Path, sockets: Sequence[socket.socket], at: int, others: Sequence[BaseProcess]) -> None:
+    for number, other in enumerate(sockets):
+        if number != at:
+            other.close()
+    with asyncio.Runner(loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()) as runner:
+        runner.run(_serve(folder, sockets[at], others))  # on uvloop, where there is one
 
 
-async def _serve(folder: Path, host: str, port: int, others: Sequence[BaseProcess]) -> None:
+async def _serve(folder: Path, listening: socket.socket, others: Sequence[BaseProcess]) -> None:
     context = server_context(folder / "coordinator.crt", folder / "coordinator.key", folder / "ca.crt")
     link = open_link(folder / "link")
     post = link.reader()
@@ -168,15 +177,13 @@ async def _serve(folder: Path, host: str, port: int, others: Sequence[BaseProces
         loop.add_signal_handler(number, told.set)
     server = await loop.create_server(
         partial(Peer, config, state, {}, loop),
-        host,
-        port,
+        sock=listening,
         ssl=context,
         ssl_handshake_timeout=HANDSHAKE,
         ssl_shutdown_timeout=GOODBYE,
-        reuse_port=True,
     )
     served.opened(link.folder)
-    log.info("Hospitals are served at %s:%d.", *server.sockets[0].getsockname()[:2])
+    log.info("Hospitals are served at %s:%d.", *listening.getsockname()[:2])
     watcher = loop.create_task(polls.watch())
     swept = loop.time()
     while not told.is_set() and all(other.is_alive() for other in others):
