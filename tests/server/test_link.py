@@ -193,7 +193,7 @@ def test_a_reply_is_whole_when_its_last_object_came_however_often_each_does(tmp_
     assert come(b"reply")
     assert come(b"reply")
     assert letters.announce(place, b"said", names) == []
-    assert {path.name for path in place.iterdir()} == {*names, "said"}
+    assert {path.name for path in place.iterdir()} == {*names, "names", "said"}
     assert not list(place.parent.parent.glob("coming-*"))
 
 

@@ -86,10 +86,9 @@ class Gate:
         if close:
             headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        for part in body:
-            for at in range(0, len(part), SLICE):  # what is not sent yet does not pile up
-                await send({"type": "http.response.body", "body": part[at : at + SLICE], "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+        slices = [part[at : at + SLICE] for part in body for at in range(0, len(part), SLICE)] or [b""]
+        for number, piece in enumerate(slices, start=1):  # what is not sent yet does not pile up
+            await send({"type": "http.response.body", "body": piece, "more_body": number < len(slices)})
 
     async def _answer(self, scope: Scope, receive: Receive) -> Body | None:
         who = self._bearer(scope)

@@ -1,12 +1,12 @@
 """Contents of messages as files, one folder for each letter, so that a model never passes through SQLite.
 
     letters/RUN/to/NODE/MESSAGE/            ``pulled``, what the hospital is told of the message; and its objects
-    letters/RUN/from/NODE/MESSAGE/REPLY/    ``said``, what the hospital told of its reply; its objects; ``missing/``,
-                                            one empty file for each object that has not come yet
+    letters/RUN/from/NODE/MESSAGE/REPLY/    ``said``, what the hospital told of its reply; ``names`` of all its objects;
+                                            and those of them that have come
 
 Whose a letter is, is where it lies: a hospital's objects are looked for under that hospital's node alone. An object is
-a file named by its SHA-256; what several letters hold is one file with several names. A reply is whole when ``missing``
-is empty and so could be removed. Nothing is flushed to disk: what a power cut takes costs a repeat of the round.
+a file named by its SHA-256; what several letters hold is one file with several names. Nothing is flushed to disk: what
+a power cut takes costs a repeat of the round.
 """
 
 from __future__ import annotations
@@ -109,27 +109,20 @@ class Letters:
 
 
 # --- one reply, in the folder that ``Letters.reply`` names -----------------------------------------------------
-def announce(place: Path, said: bytes, objects: Iterable[str]) -> list[str]:
+def announce(place: Path, said: bytes, objects: Collection[str]) -> list[str]:
     """A reply will consist of these objects; those that have not come yet. May be said again.
 
     Another reply to the same message makes way for it; that there is none yet which counts, the caller knows.
     """
-    if not place.exists():
+    if not (place / "said").exists():
         for other in place.parent.glob("*"):
             shutil.rmtree(other, ignore_errors=True)
-        building = place.with_name(f"{place.name}.{os.urandom(4).hex()}")
-        (building / "missing").mkdir(parents=True)
-        for name in objects:
-            (building / "missing" / named(name)).touch()
-        (building / "said").write_bytes(said)
-        try:
-            building.rename(place)
-        except OSError:  # it was announced twice at once
-            shutil.rmtree(building, ignore_errors=True)
-    try:
-        return sorted(os.listdir(place / "missing"))
-    except FileNotFoundError:
-        return []
+        place.mkdir(parents=True, exist_ok=True)
+        for file, content in (("names", " ".join(map(named, objects)).encode()), ("said", said)):
+            beside = place / f"{file}.{os.urandom(4).hex()}"
+            beside.write_bytes(content)
+            beside.rename(place / file)
+    return sorted(_names(place) - set(os.listdir(place)))
 
 
 def take(place: Path, name: str, incoming: Incoming) -> bool:
@@ -141,14 +134,15 @@ def take(place: Path, name: str, incoming: Incoming) -> bool:
     """
     if incoming.name != named(name):
         raise ValueError("its SHA-256 is not its name")
-    missing = place / "missing"
-    if not (place / name).exists():
-        os.stat(missing / name)
-        os.replace(incoming.path, place / name)
-    (missing / name).unlink(missing_ok=True)
-    with suppress(OSError):  # there are others still
-        missing.rmdir()
-    return not missing.exists()
+    names = _names(place)
+    if name not in names:
+        raise FileNotFoundError(name)
+    incoming.path.rename(place / name)
+    return names <= set(os.listdir(place))
+
+
+def _names(place: Path) -> set[str]:
+    return set((place / "names").read_text().split())
 
 
 def said(place: Path) -> bytes | None:
