@@ -26,7 +26,7 @@ from cloister_shared.wire import (
 log = logging.getLogger("cloister.site")
 
 
-def client_app(open_site: Callable[[Context], Site]) -> ClientApp:
+def client_app(open_records: Callable[[Context], Site]) -> ClientApp:
     """A Flower ClientApp around whichever hospital a context means."""
     app = ClientApp()
 
@@ -46,7 +46,7 @@ def client_app(open_site: Callable[[Context], Site]) -> ClientApp:
 
     def answer(message: Message, context: Context, ask: Callable[[Site, Ticket], Reply]) -> Message:
         def work() -> Reply:
-            site, ticket = open_site(context), unpack_ticket(message.content)
+            site, ticket = open_records(context), unpack_ticket(message.content)
             site.check(ticket, ask.__name__)
             return ask(site, ticket)
 
@@ -55,7 +55,7 @@ def client_app(open_site: Callable[[Context], Site]) -> ClientApp:
     @app.query("enrol")
     def enrol(message: Message, context: Context) -> Message:
         def work() -> ReplyHeader:
-            site, asked = open_site(context), unpack_ticket(message.content).header.plan
+            site, asked = open_records(context), unpack_ticket(message.content).header.plan
             if asked != site.plan.digest:
                 raise TicketRefused(f"{site.name} is asked for plan {asked[:12]}.", mend="Correct the coordinator.")
             return site.enrol()
@@ -68,7 +68,7 @@ def client_app(open_site: Callable[[Context], Site]) -> ClientApp:
 
     @app.query("unmask")
     def unmask(message: Message, context: Context) -> Message:
-        return guarded(message, lambda: open_site(context).unmask(unpack_unmask(message.content)))
+        return guarded(message, lambda: open_records(context).unmask(unpack_unmask(message.content)))
 
     @app.query("statistics")
     def statistics(message: Message, context: Context) -> Message:

@@ -9,19 +9,18 @@ from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from cloister_client.approvals import Standing
-from cloister_client.connectors.table import Converted, SiteFile
 from cloister_client.membership import Consortium, spelled
 from cloister_client.offers import Study
+from cloister_client.site_file import Converted, SiteFile
 from cloister_shared.envelope import key_id
-from cloister_shared.plan import CategoryFeature, Feature, NumberFeature
 from cloister_shared.plan_text import paragraphs, summary, turned_off
+from cloister_shared.schema import Binary
+from cloister_shared.schema_text import outcome, values
 
 if TYPE_CHECKING:
     from cloister_client.quote import Quote
 
 _WIDTH = 100
-_SHOWN = 8
-"""Categories of one feature that are named; the rest are counted."""
 
 _SAID_ABOVE = ("Study", "Plan", "Privacy", "Approves")
 """Lines of a quote that the page says in another place."""
@@ -98,23 +97,15 @@ def _columns(study: Study, site: SiteFile) -> Iterator[str]:
         here = table.columns.get(feature.name, _NOTHING)
         if unit := table.units.get(feature.name):
             here += f" in {unit.unit if isinstance(unit, Converted) else unit}"
-        yield from _row((feature.name, feature.kind, _values(feature), feature.code or _NOTHING, here))
+        yield from _row((feature.name, feature.kind, values(feature), getattr(feature, "code", None) or _NOTHING, here))
     target = schema.target
-    values = f"{target.positive} against {target.negative}"
-    yield from _row((target.name, "OUTCOME", values, target.code or _NOTHING, table.columns.get(target.name, _NOTHING)))
+    code = target.code if isinstance(target, Binary) else None
+    here = table.columns.get(target.name, _NOTHING)
+    yield from _row((target.name, "OUTCOME", outcome(target), code or _NOTHING, here))
     for name, kind in ((schema.patient_id, "patient's id"), (study.plan.evaluation.split_column, "train/test")):
         if name:
             yield from _row((name, kind, _NOTHING, _NOTHING, table.columns.get(name, _NOTHING)))
     yield f"'{_NOTHING}' under Here: the column has the plan's own name."
-
-
-def _values(feature: Feature) -> str:
-    if isinstance(feature, NumberFeature):
-        return f"{feature.unit or 'no unit'}, {feature.range[0]:g} to {feature.range[1]:g}"
-    if isinstance(feature, CategoryFeature):
-        named, more = feature.categories[:_SHOWN], len(feature.categories) - _SHOWN
-        return ", ".join(map(str, named)) + (f" and {more} more" if more > 0 else "")
-    return "yes or no"
 
 
 def _row(cells: Sequence[str]) -> Iterator[str]:

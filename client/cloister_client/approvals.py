@@ -19,10 +19,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cloister_client.ceilings import officers_of
-from cloister_client.connectors.table import open_table
 from cloister_client.consent import Policy
 from cloister_client.membership import consortium_of
 from cloister_client.offers import Study, study_folder, study_of
+from cloister_client.site_file import read_site
 from cloister_shared import audit
 from cloister_shared.agreement import Decision, Digest, Line, Moment, Offer, read_decision
 from cloister_shared.envelope import Identity, Roster, read_identity, read_roster, verify
@@ -264,7 +264,7 @@ def _read(envelope: str, officers: Roster) -> Approval:
 
 def policy(agent: Path) -> Policy:
     """The hospital's own, from ``site.yaml``."""
-    return open_table(agent.parent / "site.yaml").policy
+    return read_site(agent.parent / "site.yaml").accepts
 
 
 def told(agent: Path, digest: str) -> list[str]:

@@ -31,11 +31,11 @@ def opened(site: Path, population: str = "", *, new: bool = False) -> Generator[
         LedgerBroken: it cannot be read, or is gone.
     """
     from cloister_client.book import begun
-    from cloister_client.connectors.table import open_table
     from cloister_client.ledger import Ledger
+    from cloister_client.site_file import read_site
     from cloister_shared.errors import BudgetExceeded
 
-    terms, path = open_table(site).site, site.parent / "ledger.sqlite"
+    terms, path = read_site(site), site.parent / "ledger.sqlite"
     if not new and not begun(path):
         raise BudgetExceeded(
             f"{terms.site} has no privacy budget yet.",

@@ -25,7 +25,7 @@ from cloister_shared.envelope import (
     verify,
 )
 from cloister_shared.errors import BudgetExceeded, EnvelopeRefused, KeyBroken
-from cloister_shared.plan import Slug
+from cloister_shared.terms import Slug
 
 _PURPOSE = "ceiling"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.\-]{0,59}")

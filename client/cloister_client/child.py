@@ -40,10 +40,10 @@ def main(end: int, folder: Path, digest: str, open_site: Callable[[Path, str], S
         level=logging.INFO, format=f"%(asctime)s {digest[:12]} %(message)s", datefmt="%Y-%m-%d %H:%M:%S"
     )
     from cloister_client.app import client_app
-    from cloister_client.connectors.table import open_table
     from cloister_client.sandbox import confine, out_of_memory
+    from cloister_client.site_file import read_site
 
-    policy = open_table(folder / "site.yaml").site.policy
+    policy = read_site(folder / "site.yaml").policy
     try:
         confine(policy.memory_gb, network=policy.sandbox == "off")
     except ConsentRefused as refusal:
@@ -93,14 +93,14 @@ def _once(work: Callable[[], Site]) -> Callable[[], Site]:
 def approved_site(folder: Path, digest: str, noise_seed: int | None = None) -> Site:
     """The hospital in the study as its people approved it. ``noise_seed`` voids privacy; simulations alone pass it."""
     from cloister_client.approvals import Approvals
-    from cloister_client.connectors.table import open_table
+    from cloister_client.connectors.connector import open_records
     from cloister_client.dataset import load_dataset
     from cloister_client.offers import study_of
     from cloister_client.site import Site
 
     agent = folder / "agent"
     quote = Approvals(agent).quote(digest)  # and with it that the study is approved, once more
-    study, connector = study_of(agent, digest), open_table(folder / "site.yaml")
+    study, connector = study_of(agent, digest), open_records(folder / "site.yaml")
     return Site(
         study.plan,
         load_dataset(connector, study.plan),

@@ -47,13 +47,13 @@ def check(plan: Path, site: Path) -> None:
     """Hold this hospital's table (its site.yaml) against a plan: the data-quality report, for your eyes only."""
     one_core()
     with plain_errors():
-        from cloister_client.connectors.table import open_table
+        from cloister_client.connectors.connector import open_records
         from cloister_client.dataset import load_dataset
         from cloister_shared.plan_file import read_plan
         from cloister_shared.plan_text import summary, turned_off
 
         terms = read_plan(read_text(plan), plan.name)
-        dataset = load_dataset(open_table(site), terms)
+        dataset = load_dataset(open_records(site), terms)
         typer.echo(summary(terms))
         for sentence in turned_off(terms):
             typer.secho(sentence, fg="red", bold=True)

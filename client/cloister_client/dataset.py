@@ -1,4 +1,4 @@
-"""Rows to tensors by the plan's schema, through a quality gate. Nothing of a row is ever put into a message."""
+"""Records to tensors by the plan's schema, through a quality gate. Nothing of a row is ever put into a message."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,21 +14,35 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cloister_client.connectors.table import TableConnector
+from cloister_client.connectors.connector import Connector
 from cloister_client.consent import Policy
+from cloister_client.encoders import image, molecule, series, text
+from cloister_client.encoders.outcomes import counted, outcomes
+from cloister_client.encoders.scalars import encode, parse, words
+from cloister_client.quality import ColumnReport, QualityReport, note
 from cloister_shared.errors import CohortTooSmall, DataRefused
-from cloister_shared.plan import BooleanFeature, CategoryFeature, Feature, NumberFeature, StudyPlan
-from cloister_shared.schema import Column, columns
+from cloister_shared.plan import StudyPlan
+from cloister_shared.schema import (
+    Column,
+    ImageFeature,
+    Itself,
+    MoleculeFeature,
+    Schema,
+    SeriesFeature,
+    Shaped,
+    TextFeature,
+    blocks,
+    columns,
+    scalars,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_YES, _NO = ("1", "1.0", "true", "yes", "y", "t"), ("0", "0.0", "false", "no", "n", "f")
-
 
 @dataclass(frozen=True)
 class Rows:
-    """Encoded rows: inputs [n, width] and outcomes [n], both float32, and the patient of each row."""
+    """Encoded rows: inputs [n, width] and outcomes [n, ...], both float32, and the patient of each row."""
 
     x: Tensor
     y: Tensor
@@ -42,55 +57,6 @@ class Rows:
         return self.x.numpy(), self.y.numpy()
 
 
-@dataclass
-class ColumnReport:
-    """What was found in one column; counts only."""
-
-    name: str
-    missing: int = 0
-    problems: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
-    """Kind of problem to the numbers of its rows."""
-
-
-@dataclass
-class QualityReport:
-    """What the quality gate saw. It stays at the hospital, and holds counts and row numbers, never a value."""
-
-    site: str
-    rows: int
-    columns: list[ColumnReport]
-    patients: int = 0
-    positives: int = 0
-    dropped_missing: int = 0
-
-    @property
-    def bad_rows(self) -> list[int]:
-        """Numbers of the rows with any problem."""
-        return sorted({row for column in self.columns for rows in column.problems.values() for row in rows})
-
-    def lines(self) -> list[str]:
-        """One line for each kind of problem, for people."""
-        return [
-            f"{column.name}: {problem} in {_rows(rows)}"
-            for column in self.columns
-            for problem, rows in column.problems.items()
-        ]
-
-    def page(self) -> str:
-        """The report as the hospital's own people read it."""
-        width = max(len(column.name) for column in self.columns)
-        head = (
-            f"Data quality at {self.site}: {self.rows} rows, {self.patients} patients, {self.positives} with the"
-            f" outcome; {len(self.bad_rows)} bad rows left out, {self.dropped_missing} for a missing value."
-        )
-        body = [
-            f"  {column.name:<{width}}  {column.missing / max(self.rows, 1):>6.1%} missing"
-            + "".join(f"; {problem} in {_rows(rows)}" for problem, rows in column.problems.items())
-            for column in self.columns
-        ]
-        return "\n".join([head, *body])
-
-
 @dataclass(frozen=True)
 class Dataset:
     """One hospital's rows for one study, before centring and scaling, and what it says of its own accord."""
@@ -102,34 +68,41 @@ class Dataset:
     policy: Policy = field(default_factory=Policy)
 
 
-def load_dataset(connector: TableConnector, plan: StudyPlan) -> Dataset:
-    """Read, check, encode and split a hospital's table.
+def load_dataset(connector: Connector, plan: StudyPlan) -> Dataset:
+    """Read, check, encode and split a hospital's records.
 
     Raises:
-        DataRefused: the table fails the schema; the message counts the faults and numbers the rows.
+        DataRefused: the records fail the schema; the message counts the faults and numbers the rows.
         CohortTooSmall: fewer training patients than ``cohort.min_patients``.
     """
-    site = connector.site.site
+    site, schema = connector.site.site, plan.table
     split = plan.evaluation.split_column
-    frame = connector.rows(plan.table, (split,) if split else ())
+    frame = connector.rows(schema, (split,) if split else ())
     report = QualityReport(site, len(frame), [])
-    values, keep = _check(frame, plan, connector.factors(plan.table), report)
+    values, keep = _scalars(frame, schema, connector.factors(schema), report)
+    shaped = [_shaped(block.feature, frame, connector.folder, report) for block in blocks(schema)]
+    y = outcomes(frame, schema, connector.folder, report)
+    _check_whole_rows(frame, plan, report, keep)
     bad = report.bad_rows
-    if len(bad) > plan.table.max_bad_rows * len(frame):
+    if len(bad) > schema.max_bad_rows * len(frame):
         raise DataRefused(
             f"The table of {site} fails the plan's schema in {len(bad)} of {len(frame)} rows: "
             f"{'; '.join(report.lines()[:6])}.",
             mend="Correct these rows, or raise table.max_bad_rows in the plan to leave them out.",
         )
     keep &= ~np.isin(np.arange(1, len(frame) + 1), bad)
-    everything = columns(plan.table)
-    x = np.stack([_encode(column, values, plan.table.features) for column in everything], axis=1)[keep]
-    y = values[plan.table.target.name][keep]
+    everything = columns(schema)
+    x = np.concatenate(
+        [*(encode(column, values).astype(np.float32)[:, None] for column in everything), *shaped], axis=1
+    )[keep]
+    y = y[keep]
+    if isinstance(schema.target, Itself):
+        y = np.concatenate([x, y[:, None]], axis=1, dtype=np.float64)
     patients, keys = _patients(frame, plan, keep)
     testing = _testing(frame, plan, keep, patients, keys)
-    report.patients, report.positives = len(keys), int(y.sum())
+    report.patients, report.outcomes = len(keys), counted(y, schema)
     train, test = (
-        Rows(torch.from_numpy(x[part].astype(np.float32)), torch.from_numpy(y[part].astype(np.float32)), patients[part])
+        Rows(torch.from_numpy(x[part]), torch.from_numpy(y[part].astype(np.float32)), patients[part])
         for part in (~testing, testing)
     )
     have = len(np.unique(train.patients))
@@ -139,7 +112,7 @@ def load_dataset(connector: TableConnector, plan: StudyPlan) -> Dataset:
             f" {plan.cohort.min_patients}.",
             mend="Leave this study to larger hospitals, or have cohort.min_patients lowered in the plan.",
         )
-    return Dataset(everything, train, test, report, connector.policy)
+    return Dataset(everything, train, test, report, connector.site.accepts)
 
 
 def normalised(rows: Rows, everything: Sequence[Column], constants: Sequence[tuple[float, float]]) -> Rows:
@@ -152,76 +125,45 @@ def normalised(rows: Rows, everything: Sequence[Column], constants: Sequence[tup
     return Rows(x, rows.y, rows.patients)
 
 
-# --- the quality gate --------------------------------------------------------------------------------------
-def _check(
-    frame: pd.DataFrame, plan: StudyPlan, factors: dict[str, tuple[float, float]], report: QualityReport
+# --- features ----------------------------------------------------------------------------------------------
+def _scalars(
+    frame: pd.DataFrame, schema: Schema, factors: dict[str, tuple[float, float]], report: QualityReport
 ) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
-    """Parsed values of every column, with gaps as NaN or None, and which rows are kept."""
+    """Parsed values of every feature that is one, with gaps as NaN or None, and which rows are kept."""
     values: dict[str, NDArray[Any]] = {}
     keep = np.ones(len(frame), dtype=bool)
-    for feature in plan.table.features:
+    for feature in scalars(schema):
         column = ColumnReport(feature.name)
         report.columns.append(column)
         raw = frame[feature.name]
         gaps = raw.isna().to_numpy()
         column.missing = int(gaps.sum())
-        values[feature.name] = parsed = _parse(feature, raw, gaps, factors.get(feature.name), column)
+        values[feature.name] = parsed = parse(feature, raw, gaps, factors.get(feature.name), column)
         if feature.missing == "refuse":
-            _note(column, "missing value", gaps)
+            note(column, "missing value", gaps)
         elif feature.missing == "drop":
             keep &= ~gaps
             report.dropped_missing += int(gaps.sum())
         else:
             values[f"{feature.name} is missing"] = gaps.astype(float)
             parsed[gaps] = feature.fill
-    _check_target(frame, plan, values, report)
-    _check_whole_rows(frame, plan, report, keep)
     return values, keep
 
 
-def _parse(
-    feature: Feature,
-    raw: pd.Series[Any],
-    gaps: NDArray[np.bool_],
-    factor: tuple[float, float] | None,
-    report: ColumnReport,
-) -> NDArray[Any]:
-    import pandas as pd
-
-    match feature:
-        case NumberFeature(range=(low, high)):
-            numbers = pd.to_numeric(raw, errors="coerce").to_numpy(dtype=float, na_value=np.nan, copy=True)
-            _note(report, "not a number", ~gaps & ~np.isfinite(numbers))
-            if factor:
-                numbers = numbers * factor[0] + factor[1]
-            with np.errstate(invalid="ignore"):
-                _note(
-                    report, "outside the plan's range", np.isfinite(numbers) & ~((low <= numbers) & (numbers <= high))
-                )
-            return numbers
-        case CategoryFeature(categories=categories):
-            spelt = {_word(category): category for category in categories}
-            words = _words(raw)
-            _note(report, "unknown category", ~gaps & ~np.isin(words, list(spelt)))
-            return np.array([spelt.get(word) for word in words], dtype=object)
-        case BooleanFeature():
-            words = np.char.lower(_words(raw))
-            yes = np.isin(words, _YES)
-            _note(report, "neither yes nor no", ~gaps & ~yes & ~np.isin(words, _NO))
-            return np.where(gaps, np.nan, yes.astype(float))
-
-
-def _check_target(frame: pd.DataFrame, plan: StudyPlan, values: dict[str, NDArray[Any]], report: QualityReport) -> None:
-    target = plan.table.target
-    column = ColumnReport(target.name)
+def _shaped(feature: Shaped, frame: pd.DataFrame, folder: Path, report: QualityReport) -> NDArray[np.float32]:
+    """The block of a feature of many values, [n, size]."""
+    column = ColumnReport(feature.name)
     report.columns.append(column)
-    gaps = frame[target.name].isna().to_numpy()
-    words = _words(frame[target.name])
-    positive, negative = words == _word(target.positive), words == _word(target.negative)
-    column.missing = int(gaps.sum())
-    _note(column, "missing target", gaps)
-    _note(column, "neither outcome", ~gaps & ~positive & ~negative)
-    values[target.name] = positive.astype(float)
+    cells = frame[feature.name].to_numpy()
+    match feature:
+        case SeriesFeature():
+            return series.encode(feature, cells, column)
+        case ImageFeature():
+            return image.encode(feature, cells, folder, column)
+        case TextFeature():
+            return text.encode(feature, cells, column)
+        case MoleculeFeature():
+            return molecule.encode(feature, cells, column)
 
 
 def _check_whole_rows(frame: pd.DataFrame, plan: StudyPlan, report: QualityReport, keep: NDArray[np.bool_]) -> None:
@@ -232,59 +174,29 @@ def _check_whole_rows(frame: pd.DataFrame, plan: StudyPlan, report: QualityRepor
         else:
             column = ColumnReport("whole row")
             report.columns.append(column)
-            _note(column, "duplicate of an earlier row", again)
+            note(column, "duplicate of an earlier row", again)
     if name := plan.table.patient_id:
         column = ColumnReport(name)
         report.columns.append(column)
-        _note(column, "missing patient id", frame[name].isna().to_numpy())
+        note(column, "missing patient id", frame[name].isna().to_numpy())
     if split := plan.evaluation.split_column:
         column = ColumnReport(split)
         report.columns.append(column)
-        part = _words(frame[split])
-        _note(column, "neither train nor test", ~np.isin(part, ("train", "test")))
+        part = words(frame[split])
+        note(column, "neither train nor test", ~np.isin(part, ("train", "test")))
         if plan.table.patient_id:
-            patient = _words(frame[plan.table.patient_id])
+            patient = words(frame[plan.table.patient_id])
             both = np.intersect1d(patient[part == "train"], patient[part == "test"])
-            _note(column, "patient in both train and test", (patient != "") & np.isin(patient, both))
+            note(column, "patient in both train and test", (patient != "") & np.isin(patient, both))
 
 
-def _note(report: ColumnReport, problem: str, where: NDArray[np.bool_]) -> None:
-    if where.any():
-        report.problems[problem] = [int(row) + 1 for row in np.flatnonzero(where)]
-
-
-def _words(raw: pd.Series[Any]) -> NDArray[np.str_]:
-    """Cells as text, gaps as empty text."""
-    return np.array(["" if gap else _word(cell) for cell, gap in zip(raw, raw.isna(), strict=True)], dtype=str)
-
-
-def _word(cell: object) -> str:
-    """A cell or one of the plan's categories as text, trimmed; 1.0 reads as 1, as spreadsheets write whole numbers."""
-    word = str(cell).strip()
-    return word[:-2] if word.endswith(".0") and word[:-2].lstrip("-").isdigit() else word
-
-
-def _rows(numbers: list[int], most: int = 8) -> str:
-    shown = ", ".join(map(str, numbers[:most]))
-    more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
-    return f"row{'s' if len(numbers) > 1 else ''} {shown}{more}"
-
-
-# --- encoding and splitting ----------------------------------------------------------------------------------
-def _encode(column: Column, values: dict[str, NDArray[Any]], features: Sequence[Feature]) -> NDArray[np.float64]:
-    if column.absent:
-        return values[f"{column.feature} is missing"]
-    if column.category is not None:
-        return (values[column.feature] == column.category).astype(float)
-    return values[column.feature].astype(float)
-
-
+# --- patients and splits -------------------------------------------------------------------------------------
 def _patients(frame: pd.DataFrame, plan: StudyPlan, keep: NDArray[np.bool_]) -> tuple[NDArray[np.int64], list[str]]:
     """A number for each kept row's patient, and each number's id; without ids every row is a patient."""
     if plan.table.patient_id is None:
         numbers = np.flatnonzero(keep) + 1
         return np.arange(len(numbers)), [f"row {number}" for number in numbers]
-    keys, numbers = np.unique(_words(frame[plan.table.patient_id])[keep], return_inverse=True)
+    keys, numbers = np.unique(words(frame[plan.table.patient_id])[keep], return_inverse=True)
     return numbers.astype(np.int64), [str(key) for key in keys]
 
 
@@ -296,7 +208,7 @@ def _testing(
     Without patient ids a row is known by its number, so that the order of the file matters.
     """
     if plan.evaluation.split_column:
-        return _words(frame[plan.evaluation.split_column])[keep] == "test"
+        return words(frame[plan.evaluation.split_column])[keep] == "test"
     holdout = plan.evaluation.holdout or 0.25
     drawn = np.array([_uniform(f"{plan.seed}|{key}") < holdout for key in keys])
     return drawn[patients] if len(keys) else np.zeros(0, dtype=bool)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cloister_client.book import begun
 from cloister_client.ceilings import officers_of
-from cloister_client.connectors.table import TableConnector, open_table
+from cloister_client.connectors.connector import Connector, open_records
 from cloister_client.doctor_doors import doors, doors_of_invite
 from cloister_client.enrolment import due
 from cloister_client.findings import Finding, fails, ok, tried, warning
@@ -44,7 +44,7 @@ def examined(site_yaml: Path, invite: Path | None = None) -> Iterator[Finding]:
     """Every finding, from the hospital's own files outwards and back. ``invite``: before this hospital is enrolled."""
     agent, table = agent_folder(site_yaml), None
     try:
-        table = open_table(site_yaml)
+        table = open_records(site_yaml)
         yield ok("site.yaml", f"{table.site.site}; {site_yaml.resolve()}")
     except CloisterError as error:
         yield fails("site.yaml", error.said, error.mend)
@@ -66,7 +66,7 @@ def examined(site_yaml: Path, invite: Path | None = None) -> Iterator[Finding]:
 
 
 # --- enrolment ---------------------------------------------------------------------------------------------
-def _enrolment(agent: Path, table: TableConnector | None) -> Iterator[Finding]:
+def _enrolment(agent: Path, table: Connector | None) -> Iterator[Finding]:
     try:
         known = consortium_of(agent)
         yield ok(
@@ -178,16 +178,16 @@ def _disk(folder: Path) -> Finding | str:
 
 
 # --- records and budget ------------------------------------------------------------------------------------
-def _records(table: TableConnector) -> Finding | str:
+def _records(table: Connector) -> Finding | str:
     rows, columns = table.count(), len(table.describe())
-    said = f"{table.path.name}: {rows} rows, {columns} columns"
+    said = f"{table.source}: {rows} rows, {columns} columns"
     return said if rows else fails("records", f"{said}.", "Export the table again.")
 
 
-def _budget(table: TableConnector, folder: Path) -> Iterator[Finding]:
+def _budget(table: Connector, folder: Path) -> Iterator[Finding]:
     yield tried("audit log", lambda: f"{len(audit.verify(folder / 'audit.jsonl'))} entries, each in its place")
     yield tried("budget", lambda: _ceiling(folder / "ledger.sqlite", table.site.population))
-    yield tried("officers", lambda: _officers(folder, table.policy.approvals))
+    yield tried("officers", lambda: _officers(folder, table.site.policy.approvals))
 
 
 def _ceiling(path: Path, population: str) -> Finding | str:

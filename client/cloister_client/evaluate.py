@@ -3,54 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cloister_client.dataset import Rows
 from cloister_client.network import Network
+from cloister_shared.outcomes.judging import Estimate, judge
 from cloister_shared.plan import Evaluation
-from cloister_shared.tasks.metrics import Estimate, auroc, evaluate
+
+Array = NDArray[np.float64]
 
 
-def risks(network: Network, rows: Rows) -> NDArray[np.float64]:
-    """Predicted probabilities, shape [n]."""
-    return _told(network, network.output(rows.x))
-
-
-def _told(network: Network, output: Tensor) -> NDArray[np.float64]:
-    """What is no number counts as a coin. A failure would say which rows a hostile model had been made for."""
-    risk = network.task.risk(output)
-    return np.where(np.isnan(risk), 0.5, risk)
-
-
-def enough(outcomes: Sequence[float] | NDArray[np.float64], terms: Evaluation) -> bool:
-    """Whether there are ``min_count`` rows of either outcome, so that a metric tells of no single patient."""
-    positives = int(np.count_nonzero(outcomes))
-    return min(positives, len(outcomes) - positives) >= terms.min_count
+def seen(network: Network, rows: Rows) -> tuple[Array, Array]:
+    """Truth and prediction, [n, ...] each, as the outcome's metrics take them."""
+    return network.objective.outcome.seen(network.output(rows.x).numpy(), rows.arrays[1])
 
 
 def at_a_glance(network: Network, rows: Rows, terms: Evaluation) -> dict[str, float | None]:
-    """Loss and AUROC of the incoming model, cheap enough for every round; empty if counts are too small."""
+    """Loss and headline metric of the incoming model, cheap enough for every round; empty if counts are too small."""
     _, outcomes = rows.arrays
-    if not enough(outcomes, terms):
+    outcome, said = network.objective.outcome, network.output(rows.x)
+    truth, prediction = outcome.seen(said.numpy(), outcomes)
+    if not outcome.enough(truth, terms.min_count):
         return {}
-    said = network.output(rows.x)
-    value = network.loss(said, outcomes)
-    return {"loss": value if math.isfinite(value) else None, "auroc": auroc(outcomes, _told(network, said))}
+    loss, headline = network.loss(said, outcomes), outcome.glance(truth, prediction)
+    return {"loss": _known(loss), outcome.headline: _known(headline)}
 
 
 def in_full(network: Network, rows: Rows, terms: Evaluation, seed: int) -> dict[str, Estimate]:
     """Every metric with its bootstrap interval; empty if counts are too small."""
-    if not enough(rows.y.numpy(), terms):
+    outcome = network.objective.outcome
+    truth, prediction = seen(network, rows)
+    if not outcome.enough(truth, terms.min_count):
         return {}
-    return evaluate(
-        rows.y.numpy().astype(float),
-        risks(network, rows),
-        threshold=terms.threshold,
-        level=terms.interval,
-        resamples=terms.resamples,
-        seed=seed,
-    )
+    return judge(outcome.metrics, truth, prediction, level=terms.interval, resamples=terms.resamples, seed=seed)
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cloister_client.connectors.table import SiteFile, open_table
 from cloister_client.control import Control
 from cloister_client.proxy import proxy_to
+from cloister_client.site_file import SiteFile, read_site
 from cloister_shared import audit, durable
 from cloister_shared.agreement import Digest
 from cloister_shared.certificates import Bearer, bearer, key_pem, read_key
@@ -60,7 +60,7 @@ def site_of(folder: Path) -> SiteFile:
         DataRefused: it is missing.
         PlanRefused: it is malformed.
     """
-    return open_table(folder.parent / "site.yaml").site
+    return read_site(folder.parent / "site.yaml")
 
 
 def consortium_of(folder: Path) -> Consortium:

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cloister_shared.tasks.layout import gathered
-from cloister_shared.tasks.zoo import Sloped, Task
+from cloister_shared.layout import gathered
+from cloister_shared.objective import Objective
 
 Values = NDArray[np.float32]
 
@@ -23,11 +23,11 @@ _QUIET = np.errstate(over="ignore", invalid="ignore")  # as torch: what is not f
 class Network:
     """A model whose parameters stay where they are: they may be written, not moved."""
 
-    def __init__(self, model: nn.Module, task: Task, vector: Values | None = None) -> None:
+    def __init__(self, model: nn.Module, objective: Objective, vector: Values | None = None) -> None:
         """``vector`` is where the whole model lives, if it was ``gathered``; a dense one is, here at the latest."""
-        self.model, self.task = model, task
+        self.model, self.objective = model, objective
         own = [part for part in model.parameters() if part.requires_grad]
-        self._dense = task if isinstance(task, Sloped) and _is_dense(model) else None
+        self._dense = objective.outcome.dense if _is_dense(model) else None
         self.parameters: list[Tensor] = [*own]
         """What training changes, each with its gradient in ``grad``; of a dense network one vector."""
         if self._dense:
@@ -54,7 +54,7 @@ class Network:
         """The mean loss of what the model said."""
         if self._dense:
             return self._dense.cost(output.numpy(), y)
-        return float(self.task.loss(output, torch.from_numpy(y)))
+        return float(self.objective.loss(output, torch.from_numpy(y)))
 
     @_QUIET
     def backward(self, x: Values, y: Values) -> None:
@@ -71,7 +71,7 @@ class Network:
             return
         self.model.train()
         self.model.zero_grad(set_to_none=True)
-        self.task.loss(self.model(torch.from_numpy(x)), torch.from_numpy(y)).backward()
+        self.objective.loss(self.model(torch.from_numpy(x)), torch.from_numpy(y)).backward()
 
     def _forward(self, x: Values) -> list[Values]:
         """What comes into each layer, and at the end the output."""

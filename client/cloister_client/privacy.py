@@ -27,9 +27,11 @@ from cloister_shared.charges import charges, in_patients, part_of, promise
 from cloister_shared.errors import PlanRefused
 from cloister_shared.masking import Ring, encoding_of, norm, weight
 from cloister_shared.noise import Entropy
+from cloister_shared.objective import Objective
 from cloister_shared.plan import Privacy, StudyPlan
 from cloister_shared.shared_noise import rounding_inflation
-from cloister_shared.tasks.zoo import Augmentation, Augmenting, Task
+from cloister_shared.tasks.task import Augmentation
+from cloister_shared.tasks.zoo import Augmenting
 
 Gradient = Callable[[], None]
 """Draws a batch and leaves its gradient in the ``grad`` of the mechanism's parameters."""
@@ -107,7 +109,9 @@ def _epochs(rows: int, batch_size: int, generator: torch.Generator) -> Iterator[
 
 
 # --- a step ------------------------------------------------------------------------------------------------
-def dp_sgd(model: nn.Module, task: Task, rows: Rows, plan: StudyPlan, event: Event, entropy: Entropy) -> Mechanism:
+def dp_sgd(
+    model: nn.Module, objective: Objective, rows: Rows, plan: StudyPlan, event: Event, entropy: Entropy
+) -> Mechanism:
     """DP-SGD with the noise and the sample rate of ``event``, which is what a round of it costs.
 
     Each unit enters a step with all its rows by a draw of its own, and is clipped once; the sum is divided by
@@ -122,10 +126,10 @@ def dp_sgd(model: nn.Module, task: Task, rows: Rows, plan: StudyPlan, event: Eve
     terms, units = plan.privacy, Units.of(rows, plan.privacy.unit or "record")
     clip_norm = _clip_norm(terms)
     clipper = Clipper(
-        model, task.loss, clip_norm, per_unit=terms.per_patient, at_once=PHYSICAL_BATCH, notice=log.warning
+        model, objective.loss, clip_norm, per_unit=terms.per_patient, at_once=PHYSICAL_BATCH, notice=log.warning
     )
     spread = 0.0 if plan.shared_noise else event.noise_multiplier * clip_norm * SINGLE
-    copies, varied = _augmented(task, plan)
+    copies, varied = _augmented(plan)
 
     def gradient() -> None:
         model.train()
@@ -140,15 +144,14 @@ def dp_sgd(model: nn.Module, task: Task, rows: Rows, plan: StudyPlan, event: Eve
     return Mechanism(clipper.parameters, gradient, event)
 
 
-def _augmented(task: Task, plan: StudyPlan) -> tuple[int, Augmentation]:
+def _augmented(plan: StudyPlan) -> tuple[int, Augmentation]:
     """How often a record is taken, and how each copy is varied."""
-    if plan.training.augment is None:
+    task, terms = plan.task, plan.training.augment
+    if terms is None:
         return 1, lambda x, entropy: x
     if not isinstance(task, Augmenting):
-        raise PlanRefused(
-            f"The task {plan.task.name} has no augmentation of its own.", mend="Take out training.augment."
-        )
-    return plan.training.augment.copies, task.augmentation(plan)
+        raise PlanRefused(f"The task {task.name} has no augmentation of its own.", mend="Take out training.augment.")
+    return terms.copies, task.augmentation(plan.table, terms)
 
 
 def plan_cost(plan: StudyPlan, dataset: Dataset) -> Cost:

@@ -9,7 +9,7 @@ from textwrap import fill
 
 import torch
 
-from cloister_client.connectors.table import open_table
+from cloister_client.connectors.connector import open_records
 from cloister_client.dataset import Dataset, load_dataset, normalised
 from cloister_client.ledger import Cost, Ledger
 from cloister_client.network import Network
@@ -18,11 +18,11 @@ from cloister_client.site import own_constants
 from cloister_shared import budget
 from cloister_shared.charges import certificate, training_event
 from cloister_shared.errors import Refusal
+from cloister_shared.layout import layout_of, untrained
 from cloister_shared.noise import keystream
+from cloister_shared.objective import objective_of
 from cloister_shared.plan import Scaffold, StudyPlan
 from cloister_shared.plan_text import privacy
-from cloister_shared.tasks.layout import layout_of, untrained
-from cloister_shared.tasks.zoo import task_of
 
 _SECONDS = 0.5
 """How long steps are timed for."""
@@ -51,7 +51,7 @@ def quoted(plan: StudyPlan, site: Path, ledger: Ledger | None) -> Quote:
     Raises:
         CloisterError: the table does not meet the plan, or no noise meets the plan's epsilon.
     """
-    dataset = load_dataset(open_table(site), plan)
+    dataset = load_dataset(open_records(site), plan)
     (up, down), took = traffic(plan), hours(plan, dataset)
     lines = {
         "Study": f"{plan.study}, version {plan.version}: {plan.title}"[:86],
@@ -112,10 +112,11 @@ def hours(plan: StudyPlan, dataset: Dataset) -> float:
     """Hours of local steps, from a few timed here on the hospital's rows; nothing of them is kept or sent."""
     at = [i for i, column in enumerate(dataset.columns) if column.kind == "number" and not column.absent]
     rows = normalised(dataset.train, dataset.columns, own_constants(dataset.train, at))
-    network = Network(untrained(plan), task_of(plan))
+    objective = objective_of(plan)
+    network = Network(untrained(plan), objective)
     if plan.private and plan.privacy.unit != "site":
         event = training_event(plan, len(Units.of(rows, plan.privacy.unit or "record")))
-        gradient = dp_sgd(network.model, task_of(plan), rows, plan, event, keystream()).gradient
+        gradient = dp_sgd(network.model, objective, rows, plan, event, keystream()).gradient
     else:
         gradient = plain(network, rows, plan.training.batch_size, torch.Generator()).gradient
     gradient()  # the first one pays for what is made once

@@ -16,7 +16,7 @@ from torch import Tensor
 from cloister_client.answers import Answers, LocalState
 from cloister_client.consent import consent
 from cloister_client.dataset import Dataset, Rows, normalised
-from cloister_client.evaluate import at_a_glance, in_full, risks
+from cloister_client.evaluate import at_a_glance, in_full, seen
 from cloister_client.ledger import Cost, Ledger, Release
 from cloister_client.network import Network
 from cloister_client.privacy import (
@@ -37,11 +37,11 @@ from cloister_shared.budget import Event
 from cloister_shared.charges import evaluation_event, in_patients, statistics_event, training_event
 from cloister_shared.envelope import read_identity, read_roster
 from cloister_shared.errors import TicketRefused, UpdateRefused
+from cloister_shared.layout import gathered, initial_model, layout_of
 from cloister_shared.noise import Entropy, keystream, reproducible
+from cloister_shared.objective import objective_of
+from cloister_shared.outcomes.judging import Estimate
 from cloister_shared.plan import FedProx, Scaffold, StudyPlan
-from cloister_shared.tasks.layout import gathered, initial_model, layout_of
-from cloister_shared.tasks.metrics import Estimate
-from cloister_shared.tasks.zoo import task_of
 from cloister_shared.wire import (
     Octets,
     Reply,
@@ -83,7 +83,7 @@ class Site:
         self.layout = layout_of(plan, model)
         self._vector = gathered(model, self.layout.shared + self.layout.local)
         self._shared, self._local = np.split(self._vector, [self.layout.size])
-        self.network = Network(model, task_of(plan), self._vector)
+        self.network = Network(model, objective_of(plan), self._vector)
         folder.mkdir(parents=True, exist_ok=True)
         self.answers, self.local = Answers(folder), LocalState(folder)
         self.ledger = Ledger(ledger or folder / "ledger.sqlite", population) if plan.private else None
@@ -151,7 +151,7 @@ class Site:
                 return self._reply(ticket, {}, estimates=self.judge(ticket))
             self._commit(ticket, event)
             _, rows = self._opened(ticket)
-            found = noisy_risks(rows, risks(self.network, rows), self.plan, event, self._draw_from(ticket))
+            found = noisy_risks(rows, seen(self.network, rows)[1], self.plan, event, self._draw_from(ticket))
             return self._reply(ticket, {}, metrics=found)
 
         # Exact metrics are the same whenever they are asked for. Kept, they would take the place of the last round's
@@ -180,10 +180,10 @@ class Site:
             )
         return self.secure.unmask(request)
 
-    def final_risks(self, ticket: Ticket) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Outcomes and predicted risks of the held-out rows. For simulations: no message ever carries them."""
+    def final_predictions(self, ticket: Ticket) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Truth and prediction of the held-out rows. For simulations: no message ever carries them."""
         _, test_rows = self._opened(ticket)
-        return test_rows.y.numpy().astype(float), risks(self.network, test_rows)
+        return seen(self.network, test_rows)
 
     def _opened(self, ticket: Ticket) -> tuple[Rows, Rows]:
         """Training and held-out rows, with the final model in place."""
@@ -249,7 +249,7 @@ class Site:
             return replace(self._plain(rows, ticket), event=training_event(self.plan, 1))
         if self._private is None:
             event = training_event(self.plan, len(Units.of(rows, self.plan.privacy.unit or "record")))
-            self._private = dp_sgd(self.network.model, self.network.task, rows, self.plan, event, self._bytes)
+            self._private = dp_sgd(self.network.model, self.network.objective, rows, self.plan, event, self._bytes)
         return self._private
 
     def _plain(self, rows: Rows, ticket: Ticket) -> Mechanism:

@@ -14,6 +14,7 @@ from cloister_shared import noise, tally
 from cloister_shared.budget import Event
 from cloister_shared.charges import part_of, statistics_event
 from cloister_shared.noise import Entropy
+from cloister_shared.outcomes.outcome import cells
 from cloister_shared.plan import StudyPlan
 from cloister_shared.schema import columns, numbers
 from cloister_shared.tally import Numbers
@@ -59,9 +60,10 @@ def _sums(rows: Rows, weights: Vector, plan: StudyPlan) -> Vector:
 
 def _histograms(rows: Rows, weights: Vector, plan: StudyPlan) -> Vector:
     """The cells of ``tally.histograms``, in order. Of each feature a unit fills cells that sum to 1."""
-    x, ranges = rows.x.double().numpy(), {feature.name: feature.range for feature in numbers(plan.table)}
+    everything, ranges = columns(plan.table), {feature.name: feature.range for feature in numbers(plan.table)}
+    x = rows.x[:, : len(everything)].double().numpy()
     bins, found = plan.statistics.histograms or 0, list[Vector]()
-    for values, column in zip(x.T, columns(plan.table), strict=True):
+    for values, column in zip(x.T, everything, strict=True):
         if column.kind == "number" and not column.absent:
             low, high = ranges[column.feature]
             found.append(np.histogram(np.clip(values, low, high), bins, (low, high), weights=weights)[0])
@@ -69,8 +71,9 @@ def _histograms(rows: Rows, weights: Vector, plan: StudyPlan) -> Vector:
             found.append(np.array([weights @ values]))
         else:
             found.append(np.array([weights @ (1 - values), weights @ values]))
-    outcome = rows.y.double().numpy()
-    return np.concatenate([*found, [weights @ (1 - outcome), weights @ outcome]])
+    for number in range(len(cells(plan.table.target))):
+        found.append(np.array([weights @ (rows.y.numpy() == number)]))
+    return np.concatenate(found)
 
 
 def _with_noise(exact: Vector, sensitivity: float, plan: StudyPlan, event: Event | None, entropy: Entropy) -> Vector:

@@ -152,10 +152,10 @@ def _quote(study: Study, site: Path) -> Quote | str:
 def _print(agent: Path, site: Path, study: Study, quote: Quote | str) -> None:
     from cloister_client.approval_page import page
     from cloister_client.approvals import standing
-    from cloister_client.connectors.table import open_table
     from cloister_client.membership import consortium_of
+    from cloister_client.site_file import read_site
 
-    lines = page(study, consortium_of(agent), open_table(site).site, standing(agent, study.digest), quote)
+    lines = page(study, consortium_of(agent), read_site(site), standing(agent, study.digest), quote)
     for line, warns in lines:
         if warns:
             typer.secho(line, fg="red", bold=True)

@@ -18,9 +18,9 @@ from cloister_server.total import require_quorum
 from cloister_shared import tally
 from cloister_shared.envelope import read_roster
 from cloister_shared.errors import EnvelopeRefused, QuorumLost, ReplyRejected
+from cloister_shared.layout import Layout, gathered, initial_model, layout_of
 from cloister_shared.plan import StudyPlan
 from cloister_shared.tally import Numbers
-from cloister_shared.tasks.layout import Layout, gathered, initial_model, layout_of
 from cloister_shared.wire import Advert, ReplyHeader, Ticket, TicketHeader, read_signed, unpack_reply
 
 Notice = Callable[[RoundRecord], None]

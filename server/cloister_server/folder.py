@@ -25,7 +25,7 @@ from cloister_shared.envelope import Identity, new_identity, read_identity
 from cloister_shared.errors import KeyBroken, PlanRefused
 from cloister_shared.names import SiteName
 from cloister_shared.plan_file import Source, load, parse
-from cloister_shared.plan_rules import Broken
+from cloister_shared.terms import Broken
 
 if TYPE_CHECKING:
     from cloister_server.registry import Registry

@@ -23,9 +23,9 @@ from cloister_server.total import Mean, Total
 from cloister_shared.charges import part_of, training_event
 from cloister_shared.envelope import Roster
 from cloister_shared.errors import ReplyRejected
+from cloister_shared.layout import Layout
 from cloister_shared.plan import FedAdam, Scaffold, StudyPlan
 from cloister_shared.tally import kind_of
-from cloister_shared.tasks.layout import Layout
 from cloister_shared.wire import Ticket, TicketHeader, pack, pack_vectors, unpack_reply
 
 Who = TypeVar("Who", int, str)

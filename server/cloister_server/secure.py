@@ -12,10 +12,10 @@ from cloister_server.total import Glimpse, Mean, decoded, require_quorum
 from cloister_shared import masking, tally
 from cloister_shared.envelope import Roster
 from cloister_shared.errors import EnvelopeRefused, QuorumLost, ReplyRejected
+from cloister_shared.layout import Layout
 from cloister_shared.masking import Encoding, Masks, Ring, encoding_of, norm
 from cloister_shared.plan import Scaffold, StudyPlan
 from cloister_shared.tally import Numbers
-from cloister_shared.tasks.layout import Layout
 from cloister_shared.wire import Advert, Reply, Statement, Ticket, UnmaskHeader, digest_of, read_signed
 
 _LOST = "Take the hospital off the roster and start a new run."

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloister_shared import tally
+from cloister_shared.outcomes.binary import of_counts
 from cloister_shared.plan import StudyPlan
 from cloister_shared.schema import numbers
-from cloister_shared.tasks.metrics import of_counts
 
 Constants = tuple[tuple[float, float], ...]
 

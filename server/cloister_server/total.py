@@ -10,10 +10,10 @@ import numpy as np
 
 from cloister_server.strategies import ROBUST_RULES, Vector
 from cloister_shared.errors import QuorumLost, ReplyRejected
+from cloister_shared.layout import Layout
 from cloister_shared.masking import Ring, encoding_of, norm, weight
 from cloister_shared.plan import Scaffold, StudyPlan
-from cloister_shared.tally import GLANCE, Numbers
-from cloister_shared.tasks.layout import Layout
+from cloister_shared.tally import Numbers, glance
 from cloister_shared.wire import Reply
 
 
@@ -101,7 +101,7 @@ class Total:
         here = len(self.metrics)
         require_quorum(f"Round {self.number}", here, self.plan.cohort.min_sites, rejected)
         said: Numbers = {"rows": float(self._rows), "clipped": self._clipped / here}
-        for name in GLANCE:
+        for name in glance(self.plan):
             known = [value for found in self.metrics.values() if (value := found.get(name)) is not None]
             said[name] = fmean(known) if known else None
         if self._kept:

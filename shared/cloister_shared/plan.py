@@ -11,81 +11,15 @@ import json
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import Field
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.\- ]*$", max_length=80)]
-Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9\-]*$", max_length=60)]
-Code = Annotated[str, StringConstraints(pattern=r"^(LOINC|SNOMED|ICD9|ICD10|RXNORM|ATC|OMOP|LOCAL):\S+$")]
-Category = str | int
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+from cloister_shared.schema import Schema
+from cloister_shared.tasks.task import Augment
+from cloister_shared.tasks.zoo import Task
+from cloister_shared.terms import Count, Name, Positive, Slug, Terms
 
 
-class _Terms(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
-
-
-# --- the table ---------------------------------------------------------------------------------------------
-class _Feature(_Terms):
-    name: Name
-    code: Code | None = None
-    """Meaning in a public vocabulary, such as ``LOINC:2093-3``."""
-
-
-class NumberFeature(_Feature):
-    """A measured quantity. ``range`` is what is plausible, in ``unit``; a value outside is a bad row."""
-
-    kind: Literal["number"]
-    unit: str | None = None
-    range: tuple[float, float]
-    mean: float | None = None
-    sd: Positive | None = None
-    missing: Literal["refuse", "drop", "fill", "indicator"] = "refuse"
-    fill: float | None = None
-
-
-class CategoryFeature(_Feature):
-    """One of a closed list. One-hot encoded in the order given."""
-
-    kind: Literal["category"]
-    categories: tuple[Category, ...] = Field(min_length=2)
-    missing: Literal["refuse", "drop", "fill", "indicator"] = "refuse"
-    fill: Category | None = None
-
-
-class BooleanFeature(_Feature):
-    """Yes or no, written 1/0, true/false or yes/no."""
-
-    kind: Literal["boolean"]
-    missing: Literal["refuse", "drop", "fill", "indicator"] = "refuse"
-    fill: bool | None = None
-
-
-Feature = Annotated[NumberFeature | CategoryFeature | BooleanFeature, Field(discriminator="kind")]
-
-
-class Target(_Terms):
-    """The outcome: two values of one column. A row without either is a bad row."""
-
-    name: Name
-    positive: Category
-    negative: Category
-    code: Code | None = None
-
-
-class Schema(_Terms):
-    """What every hospital's table must hold."""
-
-    features: tuple[Feature, ...] = Field(min_length=1)
-    target: Target
-    patient_id: Name | None = None
-    """Column that names the patient; without it each row is a patient of its own."""
-    duplicates: Literal["refuse", "drop", "allow"] = "refuse"
-    max_bad_rows: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of bad rows that are left out, by number, before the whole table is refused."""
-
-
-class Normalisation(_Terms):
+class Normalisation(Terms):
     """Where the constants that centre and scale number features come from.
 
     ``plan``: each feature's ``mean`` and ``sd``, or the middle and a quarter of its ``range``; touches no data.
@@ -96,7 +30,7 @@ class Normalisation(_Terms):
     method: Literal["plan", "federated", "site"] = "plan"
 
 
-class Statistics(_Terms):
+class Statistics(Terms):
     """What the hospitals sum up before round 1: for federated normalisation, and of the cohort."""
 
     histograms: Annotated[int, Field(ge=2, le=50)] | None = None
@@ -105,40 +39,15 @@ class Statistics(_Terms):
     """With DP: the part of epsilon that the statistics alone may use (0.1 if absent)."""
 
 
-# --- the task ----------------------------------------------------------------------------------------------
-class Pretrained(_Terms):
-    """Training begins from public weights: a safetensors file, ``pretrained.safetensors``, that every side holds.
-
-    Weights of which the file says nothing are the seed's. Nothing of a patient who is not public may be in it.
-    """
-
-    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-    frozen: tuple[str, ...] = ()
-    """Name prefixes of layers that are neither trained nor sent, so that no noise is spent on them: ``[hidden]``."""
-
-
-class TabularTask(_Terms):
-    """Risk score on an EHR table. Layers are called ``hidden_0``, ``norm_0``, …, ``head``."""
-
-    name: Literal["tabular"]
-    model: Literal["logistic", "mlp"] = "logistic"
-    hidden: tuple[Count, ...] = ()
-    norm: Literal["none", "layer", "group", "batch"] = "none"
-    """``group``: Wu and He 2018, eight units a group; like ``layer`` it looks at one row at a time."""
-    standardise: bool = False
-    """Weight standardisation of the hidden layers (Qiao et al. 2019): no unit can drown the others in its scale."""
-    pretrained: Pretrained | None = None
-
-
 # --- the strategy: how the coordinator turns replies into the next model -------------------------------------
-class FedAvg(_Terms):
+class FedAvg(Terms):
     """McMahan et al. 2017. ``server_learning_rate`` 1 is the plain mean."""
 
     name: Literal["fedavg"]
     server_learning_rate: Positive = 1.0
 
 
-class FedProx(_Terms):
+class FedProx(Terms):
     """Li et al. 2020: FedAvg whose local loss is pulled to the incoming model by ``mu``."""
 
     name: Literal["fedprox"]
@@ -146,7 +55,7 @@ class FedProx(_Terms):
     server_learning_rate: Positive = 1.0
 
 
-class FedAvgM(_Terms):
+class FedAvgM(Terms):
     """Hsu et al. 2019: server momentum."""
 
     name: Literal["fedavgm"]
@@ -154,7 +63,7 @@ class FedAvgM(_Terms):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
 
 
-class _Adaptive(_Terms):
+class _Adaptive(Terms):
     server_learning_rate: Positive = 0.01
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
@@ -182,27 +91,27 @@ class FedAdagrad(_Adaptive):
     server_learning_rate: Positive = 0.1
 
 
-class Scaffold(_Terms):
+class Scaffold(Terms):
     """Karimireddy et al. 2020, option II. Control variates travel beside the update."""
 
     name: Literal["scaffold"]
     server_learning_rate: Positive = 1.0
 
 
-class TrimmedMean(_Terms):
+class TrimmedMean(Terms):
     """Yin et al. 2018: drop the ``trim`` largest and smallest values of every coordinate."""
 
     name: Literal["trimmed-mean"]
     trim: Count = 1
 
 
-class Median(_Terms):
+class Median(Terms):
     """Yin et al. 2018: the median of every coordinate."""
 
     name: Literal["median"]
 
 
-class Krum(_Terms):
+class Krum(Terms):
     """Blanchard et al. 2017: the update nearest to its neighbours, for up to ``hostile`` bad hospitals."""
 
     name: Literal["krum"]
@@ -215,7 +124,7 @@ Strategy = Annotated[
 ]
 
 
-class Averaging(_Terms):
+class Averaging(Terms):
     """The final model is the mean of the models of all rounds, each counting ``decay`` times as much as the next.
 
     Noise averages out where the models circle around a minimum (De et al. 2022). Whoever sees the models can take
@@ -226,7 +135,7 @@ class Averaging(_Terms):
 
 
 # --- the terms ---------------------------------------------------------------------------------------------
-class Cohort(_Terms):
+class Cohort(Terms):
     """Who may take part, and how many must answer before a round counts (the quorum)."""
 
     min_sites: Annotated[int, Field(ge=2)] = 2
@@ -240,7 +149,7 @@ class Cohort(_Terms):
     """What becomes of a hospital that was not there at the start: it joins between two rounds, or stays out."""
 
 
-class Aggregation(_Terms):
+class Aggregation(Terms):
     """How replies are added up."""
 
     secure_sum: bool = True
@@ -257,18 +166,7 @@ class Aggregation(_Terms):
     """Bits after the point; as many as fit, if absent."""
 
 
-class Augment(_Terms):
-    """Under DP: every record of a step is taken ``copies`` times, each time a little different (De et al. 2022).
-
-    All copies lie in the mean that is clipped of their patient or record, so that epsilon stays what it was.
-    """
-
-    copies: Annotated[int, Field(ge=2, le=64)]
-    jitter: Annotated[float, Field(ge=0, le=10)]
-    """Standard deviation of what is added to each number input, once centred and scaled; 0/1 inputs stay."""
-
-
-class Training(_Terms):
+class Training(Terms):
     """The local work of one round."""
 
     optimizer: Literal["sgd", "adam"] = "sgd"
@@ -294,7 +192,7 @@ class Mechanism(StrEnum):
     NONE = "none"
 
 
-class Privacy(_Terms):
+class Privacy(Terms):
     """What each hospital guarantees for the whole run. Neighbouring relation: add or remove one unit."""
 
     mechanism: Mechanism
@@ -312,7 +210,7 @@ class Privacy(_Terms):
     """With ``shared``: what epsilon is at most though all other hospitals tell theirs."""
 
 
-class Personalisation(_Terms):
+class Personalisation(Terms):
     """What stays at the hospital."""
 
     local_layers: tuple[str, ...] = ()
@@ -321,7 +219,7 @@ class Personalisation(_Terms):
     """Local steps on the final model, kept by the hospital; only its metrics are reported."""
 
 
-class Evaluation(_Terms):
+class Evaluation(Terms):
     """How models are judged, on rows that never train."""
 
     holdout: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -338,7 +236,7 @@ class Evaluation(_Terms):
     metrics are exact, sent in every round, and outside epsilon."""
 
 
-class StudyPlan(_Terms):
+class StudyPlan(Terms):
     """The signed terms of one study."""
 
     study: Slug
@@ -346,7 +244,7 @@ class StudyPlan(_Terms):
     version: Count = 1
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Initial model, splits and batch order. Never the noise of differential privacy."""
-    task: TabularTask
+    task: Task
     table: Schema
     normalisation: Normalisation = Normalisation()
     statistics: Statistics = Statistics()

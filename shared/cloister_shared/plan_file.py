@@ -17,7 +17,8 @@ from pydantic_core import ErrorDetails
 
 from cloister_shared.errors import PlanRefused
 from cloister_shared.plan import StudyPlan
-from cloister_shared.plan_rules import Broken, Path, broken
+from cloister_shared.plan_rules import broken
+from cloister_shared.terms import Broken, Path
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ def _explained(model: type[BaseModel], detail: ErrorDetails) -> Broken:
         case "missing":
             return Broken(path, "is missing", f"Add {last}: VALUE.")
         case "union_tag_not_found" | "union_tag_invalid":
-            key = str(context["discriminator"]).strip("'")
+            key = str(context["discriminator"]).strip("'").strip("_()")
             allowed = [str(tag) for member in _kinds_at(model, path) if _is_model(member) for tag in _tags(member)]
             if "tag" not in context:
                 return Broken((*path, key), "is missing", f"Add {key}: one of {', '.join(allowed)}.")
@@ -345,8 +346,8 @@ def _members(annotation: Any) -> list[Any]:
 
 
 def _tags(model: type[BaseModel]) -> tuple[object, ...]:
-    """The discriminator's values of a union member: its one required literal (``kind``, ``name`` or ``source``)."""
-    for described in model.model_fields.values():
-        if described.is_required() and typing.get_origin(described.annotation) is Literal:
+    """The discriminator's values of a union member: its one required literal (``name`` or ``source``), or ``kind``."""
+    for name, described in model.model_fields.items():
+        if (described.is_required() or name == "kind") and typing.get_origin(described.annotation) is Literal:
             return typing.get_args(described.annotation)
     return ()

@@ -3,40 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 
-from cloister_shared.plan import (
-    BooleanFeature,
-    CategoryFeature,
-    FedAdam,
-    FedProx,
-    Krum,
-    Mechanism,
-    Median,
-    NumberFeature,
-    Scaffold,
-    StudyPlan,
-    TrimmedMean,
-)
-
-Path = tuple[str | int, ...]
+from cloister_shared.plan import FedAdam, FedProx, Krum, Mechanism, Median, Scaffold, StudyPlan, TrimmedMean
+from cloister_shared.schema import Binary, numbers, target_columns
+from cloister_shared.schema_rules import broken_schema
+from cloister_shared.terms import Broken
 
 _NOISE_UNKNOWN = (Mechanism.NONE, Mechanism.SITE)
 """No noise, or one that each hospital fits to its own number of rows."""
 
 
-@dataclass(frozen=True)
-class Broken:
-    """One fault: the path of the key, what is wrong with it, and what to write instead."""
-
-    path: Path
-    wrong: str
-    mend: str
-
-
 def broken(plan: StudyPlan) -> Iterator[Broken]:
     """Every rule that the plan breaks."""
-    yield from _table(plan)
+    yield from (_below("table", fault) for fault in broken_schema(plan.table))
+    yield from (_below("task", fault) for fault in plan.task.broken(plan.table))
     yield from _normalisation(plan)
     yield from _privacy(plan)
     yield from _strategy(plan)
@@ -49,60 +30,23 @@ def broken(plan: StudyPlan) -> Iterator[Broken]:
             "Keep one of the two.",
         )
     table = plan.table
-    if plan.evaluation.split_column in {table.target.name, table.patient_id, *(f.name for f in table.features)} - {
-        None
-    }:
+    taken = {*target_columns(table.target), table.patient_id, *(feature.name for feature in table.features)}
+    if plan.evaluation.split_column in taken - {None}:
         yield Broken(
             ("evaluation", "split_column"),
             "is a feature, the target or the patient's id as well",
             "Name a column of its own, or write holdout.",
         )
-
-
-def _table(plan: StudyPlan) -> Iterator[Broken]:
-    names = [feature.name for feature in plan.table.features]
-    for at, feature in enumerate(plan.table.features):
-        path: Path = ("table", "features", at)
-        if feature.name in names[:at]:
-            yield Broken((*path, "name"), "names a feature a second time", "Give each feature once.")
-        if feature.name in (plan.table.target.name, plan.table.patient_id):
-            yield Broken(
-                (*path, "name"),
-                "is the target or the patient's id as well",
-                "Take it out of the features: it would tell the model the answer or who the patient is.",
-            )
-        if feature.name.removesuffix(" is missing") in names and feature.name.endswith(" is missing"):
-            yield Broken((*path, "name"), "is what the indicator of another feature is called", "Give it another name.")
-        if feature.missing in ("fill", "indicator") and feature.fill is None:
-            yield Broken((*path, "missing"), "needs a value to put in", "Add fill: VALUE beside it.")
-        if feature.missing in ("refuse", "drop") and feature.fill is not None:
-            yield Broken(
-                (*path, "fill"),
-                f"is never used with missing: {feature.missing}",
-                "Write missing: fill, or take fill out.",
-            )
-        match feature:
-            case NumberFeature(range=(low, high)):
-                if not low < high:
-                    yield Broken((*path, "range"), "does not rise", "Write the lower bound first.")
-                elif feature.fill is not None and not low <= feature.fill <= high:
-                    yield Broken((*path, "fill"), "lies outside the range", "Fill with a plausible value.")
-                if (feature.mean is None) != (feature.sd is None):
-                    missing = "sd" if feature.sd is None else "mean"
-                    yield Broken(path, f"gives mean or sd alone ({missing} is missing)", "Give both or neither.")
-            case CategoryFeature():
-                if len({str(category) for category in feature.categories}) < len(feature.categories):
-                    yield Broken((*path, "categories"), "holds a category twice", "Give each category once.")
-                if feature.fill is not None and feature.fill not in feature.categories:
-                    yield Broken((*path, "fill"), "is not one of the categories", "Fill with one of them.")
-            case BooleanFeature():
-                pass
-    if plan.table.target.name == plan.table.patient_id:
-        yield Broken(("table", "patient_id"), "is the target as well", "Name the column that tells patients apart.")
-    if str(plan.table.target.positive) == str(plan.table.target.negative):
+    if table.target.kind not in plan.task.answers:
         yield Broken(
-            ("table", "target", "negative"), "equals positive", "Name the two different outcomes of the target."
+            ("table", "target", "kind"),
+            f"is no outcome of the task {plan.task.name}",
+            f"Write one of {', '.join(plan.task.answers)}, or another task.",
         )
+
+
+def _below(section: str, fault: Broken) -> Broken:
+    return replace(fault, path=(section, *fault.path))
 
 
 def _normalisation(plan: StudyPlan) -> Iterator[Broken]:
@@ -117,11 +61,17 @@ def _normalisation(plan: StudyPlan) -> Iterator[Broken]:
             "is for statistics, and there are none",
             "Write histograms: 10 beside it or normalisation.method: federated, or take it out.",
         )
+    if plan.evaluation.epsilon_share is not None and not isinstance(plan.table.target, Binary):
+        yield Broken(
+            ("evaluation", "epsilon_share"),
+            "counts patients by the risk of an outcome that comes or does not",
+            "Take it out: metrics are then exact and outside epsilon, and the report says so.",
+        )
     if sum(share or 0.0 for share in shares.values()) >= 0.9:
         yield Broken(
             ("statistics", "epsilon_share"), "leaves next to nothing of epsilon for training", "Lower the shares."
         )
-    if terms.method == "federated" and not any(isinstance(f, NumberFeature) for f in plan.table.features):
+    if terms.method == "federated" and not numbers(plan.table):
         yield Broken(("normalisation", "method"), "has no number feature to take statistics of", "Write method: plan.")
 
 
@@ -183,7 +133,7 @@ def _privacy(plan: StudyPlan) -> Iterator[Broken]:
     elif terms.colluding or terms.epsilon_alone is not None:
         key = "colluding" if terms.colluding else "epsilon_alone"
         yield Broken(("privacy", key), "is a term of mechanism shared", "Take it out, or write mechanism: shared.")
-    if plan.task.norm == "batch":
+    if plan.task.mixes_records:
         yield Broken(
             ("task", "norm"),
             "mixes rows within a batch and keeps un-noised means, so no per-row clip holds under DP",
@@ -357,24 +307,7 @@ def _sum(plan: StudyPlan) -> Iterator[Broken]:
 
 def _personalisation(plan: StudyPlan) -> Iterator[Broken]:
     task = plan.task
-    if task.model == "logistic" and task.hidden:
-        yield Broken(("task", "hidden"), "belongs to model mlp", "Write model: mlp, or take hidden out.")
-    if task.model == "logistic" and task.norm != "none":
-        yield Broken(("task", "norm"), "belongs to model mlp", "Write model: mlp, or take norm out.")
-    if task.model == "logistic" and task.standardise:
-        yield Broken(("task", "standardise"), "belongs to model mlp", "Write model: mlp, or take standardise out.")
-    if task.norm == "group" and (odd := [units for units in task.hidden if units % 8]):
-        yield Broken(
-            ("task", "norm"),
-            f"cannot part {odd[0]} units into groups of eight",
-            "Write hidden widths such as 16 or 64.",
-        )
-    if task.model == "mlp" and not task.hidden:
-        yield Broken(("task", "model"), "needs the width of its hidden layers", "Add hidden: [64].")
-    depth = len(task.hidden)
-    layers = [f"hidden_{i}" for i in range(depth)] + ["head"]
-    if task.norm != "none":
-        layers += [f"norm_{i}" for i in range(depth)]
+    layers = task.layers
     local, frozen = plan.personalisation.local_layers, plan.frozen
     named = {("personalisation", "local_layers"): local, ("task", "pretrained", "frozen"): frozen}
     for path, prefixes in named.items():
@@ -391,7 +324,7 @@ def _personalisation(plan: StudyPlan) -> Iterator[Broken]:
         yield Broken(
             ("personalisation", "local_layers"), "keeps every layer at the hospital", "Leave one to be shared."
         )
-    if task.pretrained and task.norm == "batch":
+    if task.pretrained and task.mixes_records:
         yield Broken(
             ("task", "pretrained"),
             "would begin with means of rows that BatchNorm goes on changing, in frozen layers too",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from textwrap import wrap
 
 from cloister_shared.charges import certificate
-from cloister_shared.plan import CategoryFeature, Mechanism, NumberFeature, StudyPlan
+from cloister_shared.plan import Mechanism, StudyPlan
+from cloister_shared.schema_text import predicts
 
 _WIDTH = 100
 
@@ -22,18 +23,11 @@ def summary(plan: StudyPlan) -> str:
 
 def terms(plan: StudyPlan) -> dict[str, str]:
     """The same term by term, for a page that wraps it otherwise."""
-    features = plan.table.features
-    kinds = {
-        "number": sum(isinstance(feature, NumberFeature) for feature in features),
-        "category": sum(isinstance(feature, CategoryFeature) for feature in features),
-    }
-    kinds["yes/no"] = len(features) - sum(kinds.values())
-    shown = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
     training = plan.training
     lines = {
         "Study": f"{plan.study}, version {plan.version}: {plan.title}",
         "Digest": plan.digest,
-        "Predicts": f"{plan.table.target.name} from {len(features)} features ({shown}); {plan.task.model} model",
+        "Predicts": f"{predicts(plan.table)}; {plan.task.model} model",
         "Cohort": f"at least {plan.cohort.min_sites} hospitals with {plan.cohort.min_patients} training patients each",
         "Rounds": f"{plan.rounds} of {training.local_steps} local steps over {training.batch_size} rows;"
         f" strategy {plan.strategy.name}",

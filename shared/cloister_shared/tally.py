@@ -11,15 +11,17 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cloister_shared.outcomes.outcome import cells, outcome_of
 from cloister_shared.plan import StudyPlan
 from cloister_shared.schema import columns, numbers
-from cloister_shared.tasks.metrics import METRICS
 
 Kind = Literal["statistics", "train", "evaluate"]
 Numbers = dict[str, float | None]
 
-GLANCE = ("loss", "auroc")
-"""What is measured of the incoming model in every round."""
+
+def glance(plan: StudyPlan) -> tuple[str, str]:
+    """What is measured of the incoming model in every round."""
+    return "loss", outcome_of(plan.table).headline
 
 
 def kind_of(plan: StudyPlan, number: int) -> Kind:
@@ -36,20 +38,20 @@ def names(plan: StudyPlan, number: int) -> tuple[str, ...]:
         case "train":
             # Where noise is shared, what is clipped is a step without noise: how much of it would tell of a row.
             own = () if plan.shared_noise else ("clipped",)
-            own += () if plan.evaluation.epsilon_share else _known(GLANCE)
+            own += () if plan.evaluation.epsilon_share else _known(glance(plan))
         case "evaluate" if plan.evaluation.epsilon_share:
             own = risks()
         case "evaluate":
             models = ("final", "fine-tuned") if plan.personalisation.fine_tune_steps else ("final",)
-            own = _known(f"{model} {metric}" for model in models for metric in METRICS)
+            own = _known(f"{model} {metric}" for model in models for metric in outcome_of(plan.table).metrics)
     return ("sites", *rows, *own)
 
 
 def statistics(plan: StudyPlan) -> tuple[str, ...]:
     """Counts, sums and sums of squares of the number features, then histograms, where the plan asks for them."""
     sums = [f"{kind} {feature.name}" for kind in ("count", "sum", "square") for feature in numbers(plan.table)]
-    cells = [cell(what, which) for what, cells in histograms(plan).items() for which in cells]
-    return (*(sums if plan.normalises else ()), *cells)
+    counts = [cell(what, which) for what, found in histograms(plan).items() for which in found]
+    return (*(sums if plan.normalises else ()), *counts)
 
 
 def cell(what: str, which: str) -> str:
@@ -68,7 +70,8 @@ def histograms(plan: StudyPlan) -> dict[str, tuple[str, ...]]:
             found[column.feature] = (*found.get(column.feature, ()), str(column.category))
         else:
             found[column.name] = ("no", "yes")
-    return found | ({plan.table.target.name: ("no", "yes")} if bins else {})
+    of_target = cells(plan.table.target)
+    return found | ({plan.table.target.name: of_target} if bins and of_target else {})
 
 
 RISK_BINS = 40

@@ -23,15 +23,15 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn import functional
 
-from cloister_client.connectors.table import open_table
+from cloister_client.connectors.connector import open_records
 from cloister_client.dataset import load_dataset, normalised
 from cloister_server.strategies import STRATEGIES, State, averaged, fedadam_without_noise, update_variance
 from cloister_shared.budget import calibrate
+from cloister_shared.layout import gathered, initial_model, layout_of
+from cloister_shared.outcomes.binary import auroc
 from cloister_shared.plan import FedAdam, FedAvg, FedAvgM, StudyPlan
 from cloister_shared.plan_file import amend
 from cloister_shared.schema import columns, numbers, plan_constants
-from cloister_shared.tasks.layout import gathered, initial_model, layout_of
-from cloister_shared.tasks.metrics import auroc
 from cloister_simulations.generated import GeneratedEhr
 from cloister_simulations.hospitals import build
 from cloister_simulations.scenario import read_scenario
@@ -176,7 +176,7 @@ def population(seed: int) -> Population:
     assert isinstance(source, GeneratedEhr)
     drawn = source.model_copy(update={"sites": HOSPITALS, "patients": PATIENTS, "seed": seed})
     with tempfile.TemporaryDirectory() as folder:
-        loaded = [load_dataset(open_table(path), plan) for path in build(drawn, Path(folder))]
+        loaded = [load_dataset(open_records(path), plan) for path in build(drawn, Path(folder))]
     xs, ys, patients, hospital = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
     for at, data in enumerate(loaded):
         own = normalised(data.train, data.columns, constants)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from figures import Figure, at_most, progress, told
 
-from cloister_shared.tasks.metrics import Estimate
+from cloister_shared.outcomes.judging import Estimate
 from cloister_simulations.federation import Options, Result, compare
 from cloister_simulations.scenario import read_scenario
 

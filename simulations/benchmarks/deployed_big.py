@@ -22,8 +22,8 @@ from figures import Figure, at_most, in_fresh_process, progress, told
 from processes import family, forget_peak, peak, watched
 from unlearned_hospital import STEP
 
+from cloister_shared.layout import gathered, initial_model, layout_of
 from cloister_shared.plan import StudyPlan
-from cloister_shared.tasks.layout import gathered, initial_model, layout_of
 from cloister_simulations.deployment import CommandFailed, Consortium
 
 SITES, WIDTH, ROUNDS, LONGEST = 10, 4990, 4, 900.0

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from figures import Figure, at_most, missed, progress
 
-from cloister_client.connectors.table import open_table
+from cloister_client.connectors.connector import open_records
 from cloister_client.dataset import load_dataset
 from cloister_server.store import Store
 from cloister_shared.plan_file import amend
@@ -39,7 +39,7 @@ def apart(name: str) -> float:
     models = []
     with tempfile.TemporaryDirectory() as scratch:
         paths = build(scenario.simulation.hospitals, Path(scratch) / "hospitals")
-        datasets = {path.parent.name: load_dataset(open_table(path), plan) for path in paths}
+        datasets = {path.parent.name: load_dataset(open_records(path), plan) for path in paths}
         for engine in ENGINES:
             progress(f"engines: {plan.rounds} rounds on {engine}, {name}")
             folder = Path(scratch) / engine

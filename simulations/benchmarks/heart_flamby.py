@@ -26,18 +26,18 @@ import torch
 from figures import Figure, near, progress
 from torch import nn
 
-from cloister_client.connectors.table import open_table
+from cloister_client.connectors.connector import open_records
 from cloister_client.dataset import Dataset, Rows, load_dataset, normalised
-from cloister_client.evaluate import risks
+from cloister_client.evaluate import seen
 from cloister_client.network import Network
 from cloister_client.privacy import plain
 from cloister_client.site import own_constants
 from cloister_client.train import train
 from cloister_server.store import Store
+from cloister_shared.layout import gathered, initial_model, layout_of
+from cloister_shared.objective import objective_of
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend
-from cloister_shared.tasks.layout import gathered, initial_model, layout_of
-from cloister_shared.tasks.zoo import task_of
 from cloister_simulations.federation import Arm, Options, plan_for, run_federated
 from cloister_simulations.hospitals import build, data_folder
 from cloister_simulations.scenario import read_scenario
@@ -86,7 +86,7 @@ def ours() -> Accuracies:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = build(scenario.simulation.hospitals, folder / "hospitals")
-        datasets = {path.parent.name: load_dataset(open_table(path), plan) for path in paths}
+        datasets = {path.parent.name: load_dataset(open_records(path), plan) for path in paths}
         for seed in SEEDS:
             for method, (rate, strategy) in FEDERATED.items():
                 progress(f"heart disease: {method}, seed {seed}")
@@ -122,7 +122,8 @@ def at_hospitals(plan: StudyPlan, model: nn.Module, datasets: Mapping[str, Datas
 
 
 def accuracy(plan: StudyPlan, model: nn.Module, test: Rows) -> float:
-    return float(np.mean((risks(Network(model, task_of(plan)), test) >= 0.5) == (test.y.numpy() == 1)))
+    truth, risks = seen(Network(model, objective_of(plan)), test)
+    return float(np.mean((risks >= 0.5) == (truth == 1)))
 
 
 def constants_of(rows: Rows) -> tuple[tuple[float, float], ...]:
@@ -134,7 +135,7 @@ def pooled(plan: StudyPlan, datasets: Mapping[str, Dataset]) -> dict[str, float]
     """One model on all rows; judged on all test rows, and on each hospital's as that hospital scales them."""
     everyone, tests = (_together([getattr(d, part) for d in datasets.values()]) for part in ("train", "test"))
     columns, constants = datasets[HOSPITALS[0]].columns, constants_of(everyone)
-    rows, network = normalised(everyone, columns, constants), Network(initial_model(plan), task_of(plan))
+    rows, network = normalised(everyone, columns, constants), Network(initial_model(plan), objective_of(plan))
     terms = plan.training.model_copy(update={"optimizer": "adam", "learning_rate": 0.001})
     steps = EPOCHS_POOLED * math.ceil(len(rows) / terms.batch_size)
     generator = torch.Generator().manual_seed(plan.seed)

@@ -27,8 +27,8 @@ from processes import forget_peak, peak
 
 from cloister_server.rounds import Study, run_round
 from cloister_server.store import Checkpoint, Store
+from cloister_shared.layout import Layout
 from cloister_shared.plan_file import amend
-from cloister_shared.tasks.layout import Layout
 from cloister_shared.wire import ReplyHeader, TicketHeader, pack, pack_vectors, unpack_ticket
 from cloister_simulations.federation import Arm, plan_for
 from cloister_simulations.scenario import read_scenario

@@ -15,11 +15,11 @@ from cloister_client.privacy import Units, dp_sgd
 from cloister_shared import budget
 from cloister_shared.budget import Event
 from cloister_shared.charges import training_event
+from cloister_shared.layout import initial_model
 from cloister_shared.noise import reproducible
+from cloister_shared.objective import objective_of
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend
-from cloister_shared.tasks.layout import initial_model
-from cloister_shared.tasks.zoo import task_of
 from cloister_simulations.scenario import read_scenario
 
 DELTA, PATIENTS, CLIP = 1e-5, 200, 0.05
@@ -63,7 +63,7 @@ def moved(plan: StudyPlan, rows: Rows) -> float:
 def step(plan: StudyPlan, rows: Rows) -> np.ndarray:
     """The sum of all patients' clipped gradients, as the platform makes it."""
     silent = Event(1e-9, 1.0, 1)
-    mechanism = dp_sgd(initial_model(plan), task_of(plan), rows, plan, silent, reproducible("patient"))
+    mechanism = dp_sgd(initial_model(plan), objective_of(plan), rows, plan, silent, reproducible("patient"))
     mechanism.gradient()
     made = [part.grad.flatten() for part in mechanism.parameters if part.grad is not None]
     return torch.cat(made).double().numpy() * plan.training.batch_size

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from figures import Figure, in_fresh_process, progress
 
-from cloister_client.connectors.table import open_table
+from cloister_client.connectors.connector import open_records
 from cloister_client.dataset import Dataset, load_dataset
 from cloister_client.ledger import Ledger
 from cloister_server.store import Store
@@ -74,7 +74,7 @@ def measure(folder: Path) -> dict[str, tuple[int, int]]:
     scenario, chance = read_scenario("breast-cancer"), random.Random(0)
     plans = {name: amend(plan_for(scenario.plan, arm, 0), rounds=ROUNDS) for name, arm in ARMS.items()}
     paths = build(scenario.simulation.hospitals, folder / "hospitals")
-    datasets = {path.parent.name: load_dataset(open_table(path), plans["plain"]) for path in paths}
+    datasets = {path.parent.name: load_dataset(open_records(path), plans["plain"]) for path in paths}
     _warm(plans["private"], datasets)
     found: dict[str, tuple[int, int]] = {}
     for name, plan in plans.items():

@@ -28,16 +28,17 @@ from torch import nn
 from torch.nn import functional
 
 from cloister_client.app import client_app
-from cloister_client.connectors.table import open_table
+from cloister_client.connectors.connector import open_records
 from cloister_client.consent import ANY
-from cloister_client.dataset import Dataset, QualityReport, Rows, load_dataset, normalised
+from cloister_client.dataset import Dataset, Rows, load_dataset, normalised
+from cloister_client.quality import QualityReport
 from cloister_client.site import Site
 from cloister_server.app import open_study
 from cloister_server.rounds import run_round
 from cloister_server.store import Store
+from cloister_shared.layout import initial_model
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend
-from cloister_shared.tasks.layout import initial_model
 from cloister_simulations.federation import Arm, plan_for
 from cloister_simulations.grid import InProcessGrid
 from cloister_simulations.hospitals import BreastCancer, build
@@ -99,7 +100,7 @@ def hospitals(folder: Path) -> tuple[StudyPlan, dict[str, Dataset]]:
         evaluation={"min_count": 1},  # so that each hospital judges the model in each round
     )
     paths = build(BreastCancer(source="breast-cancer", sites=2), folder / "hospitals")
-    parts = [load_dataset(open_table(path), plan) for path in paths]
+    parts = [load_dataset(open_records(path), plan) for path in paths]
     rows = [rows for part in parts for rows in (part.train, part.test)]
     x, y = torch.cat([r.x for r in rows]), torch.cat([r.y for r in rows])
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(y)))

@@ -23,15 +23,16 @@ from numpy.typing import NDArray
 
 from cloister_client.app import client_app
 from cloister_client.consent import ANY
-from cloister_client.dataset import Dataset, QualityReport, Rows
+from cloister_client.dataset import Dataset, Rows
+from cloister_client.quality import QualityReport
 from cloister_client.site import Site
 from cloister_server.rounds import Study, run_round
 from cloister_server.store import Checkpoint, Store
 from cloister_shared.envelope import read_roster
+from cloister_shared.layout import Layout
 from cloister_shared.masking import Encoding, Masks, Ring, encoding_of
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend
-from cloister_shared.tasks.layout import Layout
 from cloister_shared.wire import Reply, Ticket, TicketHeader
 from cloister_simulations.federation import Arm, plan_for
 from cloister_simulations.grid import LOST, Fault, InProcessGrid

@@ -15,7 +15,7 @@ import numpy as np
 from figures import Figure, at_most, missed, progress, told
 from numpy.typing import NDArray
 
-from cloister_client.connectors.table import open_table
+from cloister_client.connectors.connector import open_records
 from cloister_client.dataset import Dataset, load_dataset
 from cloister_server import rounds
 from cloister_server.store import Store
@@ -47,7 +47,7 @@ def scenario(name: str) -> list[Figure]:
         except CloisterError as refused:
             progress(f"scenarios: {refused}")
             return [missed(f"scenarios.{name}", f"not measured ({type(refused).__name__})")]
-        loaded = [load_dataset(open_table(path), plan) for path in paths]
+        loaded = [load_dataset(open_records(path), plan) for path in paths]
         datasets = {dataset.quality.site: dataset for dataset in loaded}
     once = amend(plan, rounds=1)
     on, one = final(plan, datasets), final(once, datasets)

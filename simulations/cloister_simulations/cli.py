@@ -320,10 +320,10 @@ def _writable(folder: Path) -> Path:
 
 def _check_faults(faults: Sequence[tuple[str, int]], scenario: Scenario, folder: Path) -> None:
     """A fault at a hospital or in a round that is not there would quietly test nothing."""
-    from cloister_client.connectors.table import open_table
+    from cloister_client.site_file import read_site
     from cloister_simulations.hospitals import build
 
-    sites = [open_table(path).site.site for path in build(scenario.simulation.hospitals, folder / "hospitals")]
+    sites = [read_site(path).site for path in build(scenario.simulation.hospitals, folder / "hospitals")]
     for site, number in faults:
         _one_of("hospital", (site,), sites)
         if not 1 <= number <= scenario.plan.rounds:

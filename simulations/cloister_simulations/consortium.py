@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cloister_client.connectors.table import open_table
+from cloister_client.connectors.connector import open_records
 from cloister_client.dataset import load_dataset
 from cloister_client.site import Site
+from cloister_client.site_file import read_site
 from cloister_server.app import Finished, Notice, server_app
 from cloister_server.records import Study
 from cloister_server.store import Store
@@ -61,7 +62,7 @@ def demonstrate(folder: Path, scenario: str, rounds: int, say: Say) -> Shown:
     shown, began, read = Shown(), time.monotonic(), read_scenario(scenario)
     plan = amend(read.plan, rounds=rounds, study=f"{read.plan.study}-deployed")
     compared = amend(plan, study=f"{read.plan.study}{COMPARED}")
-    sites = {open_table(path).site.site: path for path in build(read.simulation.hospitals, folder / "hospitals")}
+    sites = {read_site(path).site: path for path in build(read.simulation.hospitals, folder / "hospitals")}
     steps = _steps(say)
     with Consortium(folder, sites) as consortium:
         with steps("an authority, keys, a configuration, a first account"):
@@ -120,7 +121,7 @@ def trained_here(
     enrol_all(folder, list(sites), plan)
     ended: list[Finished] = []
     opened = {
-        name: Site(plan, load_dataset(open_table(path), plan), folder / "sites" / name, noise_seed=SEED)
+        name: Site(plan, load_dataset(open_records(path), plan), folder / "sites" / name, noise_seed=SEED)
         for name, path in sites.items()
     }
     in_process(server_app(plan, Store(folder), ended.append, notice), opened, ())

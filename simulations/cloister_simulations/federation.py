@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cloister_client.connectors.table import open_table
+from cloister_client.connectors.connector import open_records
 from cloister_client.dataset import Dataset, Rows, load_dataset, normalised
-from cloister_client.evaluate import at_a_glance, enough, risks
+from cloister_client.evaluate import at_a_glance, seen
 from cloister_client.network import Network
 from cloister_client.privacy import Units, most_records, plain
 from cloister_client.site import Site, own_constants
@@ -29,13 +29,15 @@ from cloister_server.statistics import Seen, cohort_view
 from cloister_server.store import RoundRecord, Store
 from cloister_shared import budget, durable
 from cloister_shared.errors import DataRefused, WeightsBroken
+from cloister_shared.layout import PRETRAINED, initial_model
+from cloister_shared.objective import objective_of
+from cloister_shared.outcomes.binary import reliability
+from cloister_shared.outcomes.judging import Estimate, judge
+from cloister_shared.outcomes.outcome import Outcome, outcome_of
 from cloister_shared.plan import Mechanism, Privacy, StudyPlan
 from cloister_shared.plan_file import amend
-from cloister_shared.schema import numbers, plan_constants
-from cloister_shared.tally import GLANCE
-from cloister_shared.tasks.layout import PRETRAINED, initial_model
-from cloister_shared.tasks.metrics import Estimate, evaluate, reliability
-from cloister_shared.tasks.zoo import task_of
+from cloister_shared.schema import Binary, numbers, plan_constants
+from cloister_shared.tally import glance
 from cloister_shared.wire import Ticket, TicketHeader
 from cloister_simulations.engines import ENGINES, ready
 from cloister_simulations.grid import Fault
@@ -78,7 +80,7 @@ class Result:
     overall: Metrics
     sites: dict[str, Metrics]
     curve: list[dict[str, float]]
-    """After so many rounds: mean over hospitals of loss and AUROC."""
+    """After so many rounds: mean over hospitals of loss and headline metric."""
     reliability: list[tuple[float, float, int]]
     """Predicted risk, observed share, patients: the calibration plot."""
     epsilon: dict[str, float] = field(default_factory=dict[str, float])
@@ -178,7 +180,7 @@ def compare(
             folder = options.folder / f"seed-{seed}" / arm.folder
             kept = folder / "result.json"
             if not datasets:
-                opened = [load_dataset(open_table(path), plan) for path in site_files]
+                opened = [load_dataset(open_records(path), plan) for path in site_files]
                 datasets = {dataset.quality.site: dataset for dataset in opened}
                 if len(datasets) < len(opened):
                     raise DataRefused("Two hospitals have the same name.", mend="Give each site.yaml its own site.")
@@ -229,7 +231,7 @@ def run_alone(
         said |= one
         curves.append(curve)
         notice(arm, plan.seed, plan.rounds * len(said) // len(datasets), curve[-1])
-    mean = [{"round": n, **_mean_metrics(points)} for n, points in enumerate(zip(*curves, strict=True))]
+    mean = [{"round": n, **_mean_metrics(plan, points)} for n, points in enumerate(zip(*curves, strict=True))]
     return _result(plan, arm, said, mean)
 
 
@@ -253,14 +255,14 @@ def run_federated(
     }
 
     def each(record: RoundRecord) -> None:
-        notice(arm, plan.seed, record.round, _glance(record.numbers))
+        notice(arm, plan.seed, record.round, _glance(plan, record.numbers))
 
     ENGINES[options.engine](server_app(plan, store, ended.append, each), sites, options.faults)
     final = ended[0]
     rounds = store.rounds(upto=final.checkpoint.round)
     tickets = {name: _final_ticket(final, name) for name in sites}
-    said = {name: site.final_risks(tickets[name]) for name, site in sites.items()}
-    curve = [{"round": record["round"] - 1, **_glance(record["numbers"])} for record in rounds]
+    said = {name: site.final_predictions(tickets[name]) for name, site in sites.items()}
+    curve = [{"round": record["round"] - 1, **_glance(plan, record["numbers"])} for record in rounds]
     result = _result(plan, arm, said, curve)
     result.reproducible_noise = reproducible.exists()
     # What the report shows of a hospital is what that hospital sent; under the secure sum it sends no figure of
@@ -305,17 +307,17 @@ def _train_here(
 
     ``public`` is the folder of the public weights, if the plan names some.
     """
-    network = Network(initial_model(plan, public), task_of(plan))
+    network = Network(initial_model(plan, public), objective_of(plan))
     generator = torch.Generator().manual_seed(plan.seed)
     mechanism = plain(network, rows, batch, generator)
     curve: list[dict[str, float]] = []
     for number in range(plan.rounds + 1):
-        seen = _mean_metrics(at_a_glance(network, test, plan.evaluation) for test in tests.values())
-        curve.append({"round": number, **seen})
-        notice(arm, plan.seed, number, seen)
+        found = _mean_metrics(plan, (at_a_glance(network, test, plan.evaluation) for test in tests.values()))
+        curve.append({"round": number, **found})
+        notice(arm, plan.seed, number, found)
         if number < plan.rounds:
             train(mechanism, plan.training, plan.training.local_steps)
-    said = {site: (test.y.numpy().astype(float), risks(network, test)) for site, test in tests.items()}
+    said = {site: seen(network, test) for site, test in tests.items()}
     return curve, said
 
 
@@ -326,18 +328,23 @@ def _result(
     curve: list[dict[str, float]],
 ) -> Result:
     y, p = (np.concatenate([pair[i] for pair in said.values()]) for i in (0, 1))
-    overall = _judge(plan, y, p)
+    outcome, terms = outcome_of(plan.table, plan.evaluation.threshold), plan.evaluation
+    overall = _judge(plan, outcome, y, p)
     # As at a real hospital, too few patients of either outcome are not judged.
-    sites = {site: _judge(plan, *pair) if enough(pair[0], plan.evaluation) else {} for site, pair in said.items()}
+    sites = {
+        site: _judge(plan, outcome, *pair) if outcome.enough(pair[0], terms.min_count) else {}
+        for site, pair in said.items()
+    }
     if not curve or curve[-1]["round"] < plan.rounds:
-        known = [value for found in sites.values() if found and (value := found["auroc"].value) is not None]
-        curve = [*curve, {"round": plan.rounds, **({"auroc": float(np.mean(known))} if known else {})}]
-    return Result(arm, plan.seed, overall, sites, curve, reliability(y, p))
+        known = [value for found in sites.values() if found and (value := found[outcome.headline].value) is not None]
+        curve = [*curve, {"round": plan.rounds, **({outcome.headline: float(np.mean(known))} if known else {})}]
+    calibration = reliability(y, p) if isinstance(plan.table.target, Binary) else []
+    return Result(arm, plan.seed, overall, sites, curve, calibration)
 
 
-def _judge(plan: StudyPlan, y: NDArray[np.float64], p: NDArray[np.float64]) -> Metrics:
+def _judge(plan: StudyPlan, outcome: Outcome, y: NDArray[np.float64], p: NDArray[np.float64]) -> Metrics:
     terms = plan.evaluation
-    return evaluate(y, p, threshold=terms.threshold, level=terms.interval, resamples=terms.resamples, seed=plan.seed)
+    return judge(outcome.metrics, y, p, level=terms.interval, resamples=terms.resamples, seed=plan.seed)
 
 
 # --- small things --------------------------------------------------------------------------------------------
@@ -357,18 +364,18 @@ def _concatenated(parts: Sequence[Rows]) -> Rows:
     return Rows(torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts]), np.concatenate(patients))
 
 
-def _mean_metrics(found: Iterable[Mapping[str, float | None]]) -> dict[str, float]:
+def _mean_metrics(plan: StudyPlan, found: Iterable[Mapping[str, float | None]]) -> dict[str, float]:
     """Mean over hospitals of what they reported."""
     seen: dict[str, list[float]] = {}
     for metrics in found:
-        for name in GLANCE:
+        for name in glance(plan):
             if (value := metrics.get(name)) is not None:
                 seen.setdefault(name, []).append(value)
     return {name: float(np.mean(values)) for name, values in seen.items()}
 
 
-def _glance(numbers: Mapping[str, float | None]) -> dict[str, float]:
-    return {name: value for name in GLANCE if (value := numbers.get(name)) is not None}
+def _glance(plan: StudyPlan, numbers: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name in glance(plan) if (value := numbers.get(name)) is not None}
 
 
 def _counts(dataset: Dataset) -> dict[str, int]:

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cloister_shared.tasks.metrics import Estimate
+from cloister_shared.outcomes.judging import Estimate
 from cloister_simulations.federation import Arm, Result
 
 _INK, _FAINT = "#010203", "#010204"  # stand-ins: the page's own colours take their place

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from cloister_shared.tasks.metrics import Estimate
+from cloister_shared.outcomes.judging import Estimate
 from cloister_simulations.federation import Arm, Comparison, Metrics, Result
 
 DASH = "\u2013"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cloister_server.statistics import Seen
-from cloister_shared.tasks.metrics import METRICS
+from cloister_shared.outcomes.binary import METRICS
 from cloister_simulations import figures
 from cloister_simulations.federation import Arm, Comparison, Result
 from cloister_simulations.guarantees import private_arms, statistics_cost

@@ -9,10 +9,11 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from cloister_shared.errors import PlanRefused
-from cloister_shared.plan import Positive, StudyPlan
+from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import Source as Document
 from cloister_shared.plan_file import load, parse
 from cloister_shared.plan_rules import broken
+from cloister_shared.terms import Positive
 from cloister_simulations.hospitals import Source, Tables
 
 

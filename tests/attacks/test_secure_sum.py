@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from cloister_client import evaluate
 from cloister_client import secure as at_the_hospital
 from cloister_client.answers import Answers
 from cloister_client.secure import SecureSum
 from cloister_shared import durable, masking, plan_rules
 from cloister_shared.errors import TicketRefused
+from cloister_shared.outcomes import binary
 from cloister_shared.wire import Ticket
 from cloister_simulations.attacks import flower, suite
 from cloister_simulations.attacks.attack import Attack
@@ -111,7 +111,7 @@ def with_a_refusal_of_what_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def without_a_coin_for_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "_told", lambda network, output: network.task.risk(output))
+    monkeypatch.setattr(binary, "probabilities", lambda output: binary.sigmoid(output[:, 0].astype(np.float64)))
 
 
 def without_a_bound_on_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from cloister_client.consent import ANY
-from cloister_client.dataset import Dataset, QualityReport, Rows
+from cloister_client.dataset import Dataset, Rows
+from cloister_client.quality import QualityReport
 from cloister_client.site import Site
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend, read_plan

@@ -18,8 +18,9 @@ from safetensors.torch import save
 from cloister_client import site as site_module
 from cloister_client.app import client_app
 from cloister_client.consent import ANY
-from cloister_client.dataset import Dataset, QualityReport, Rows
+from cloister_client.dataset import Dataset, Rows
 from cloister_client.privacy import plan_cost
+from cloister_client.quality import QualityReport
 from cloister_client.site import Site, own_constants
 from cloister_shared import noise
 from cloister_shared.envelope import new_identity, read_identity, save_roster
@@ -32,10 +33,10 @@ from cloister_shared.errors import (
     UpdateRefused,
     WeightsBroken,
 )
+from cloister_shared.outcomes.binary import auroc
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend
 from cloister_shared.schema import columns
-from cloister_shared.tasks.metrics import auroc
 from cloister_shared.wire import FAILED, REFUSED, Ticket, TicketHeader, pack, pack_vectors, unpack_reply
 from cloister_simulations.site_folder import grant
 

@@ -11,7 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from cloister_client.cli import app
-from cloister_client.connectors.table import open_table
+from cloister_client.connectors.connector import open_records
 from cloister_client.dataset import load_dataset
 from cloister_client.ledger import Ledger
 from cloister_client.privacy import plan_cost
@@ -62,7 +62,7 @@ def plan_of(folder: Path) -> StudyPlan:
 def reserved(folder: Path, **changes: object) -> StudyPlan:
     plan = amend(plan_of(folder), **changes)
     ledger = Ledger(folder / "ledger.sqlite")
-    ledger.reserve(plan_cost(plan, load_dataset(open_table(folder / "site.yaml"), plan)))
+    ledger.reserve(plan_cost(plan, load_dataset(open_records(folder / "site.yaml"), plan)))
     ledger.close()
     return plan
 
@@ -96,7 +96,7 @@ def test_a_quote_says_what_approval_binds_and_what_is_enforced(folder):
     budgeted()
     plan = plan_of(folder)
     page = said("quote", "plan.yaml")
-    cost = plan_cost(plan, load_dataset(open_table(folder / "site.yaml"), plan))
+    cost = plan_cost(plan, load_dataset(open_records(folder / "site.yaml"), plan))
     for words in (plan.digest, cost.digest, "20 of 20 local steps", "an estimate", "GB", "Ceiling     epsilon 4"):
         assert words in page
     assert "Epsilon     3.000 at delta 1e-05" in page
@@ -133,7 +133,7 @@ def test_a_quote_of_a_plan_without_privacy_needs_no_budget(folder):
 
 def test_what_is_sent_follows_from_the_plan(folder):
     from cloister_client.quote import traffic
-    from cloister_shared.tasks.layout import initial_model, layout_of
+    from cloister_shared.layout import initial_model, layout_of
 
     plan = amend(plan_of(folder), rounds=7, aggregation={"secure_sum": True, "bits": 24, "weights": "equal"})
     size = layout_of(plan, initial_model(plan)).size

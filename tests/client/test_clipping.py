@@ -19,7 +19,7 @@ from torch.nn import functional
 from cloister_client.bookkeeping import rule
 from cloister_client.clipping import Clipper
 from cloister_shared.errors import PlanRefused
-from cloister_shared.tasks.tabular import StandardisedLinear
+from cloister_shared.networks.dense import StandardisedLinear
 
 RECORDS, CLASSES = 11, 3
 

@@ -11,8 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloister_client.connectors.table import MISSING, open_table
+from cloister_client.connectors.connector import open_records
+from cloister_client.connectors.table import MISSING
 from cloister_client.dataset import Dataset, load_dataset, normalised
+from cloister_client.site_file import read_site
 from cloister_shared.errors import DataRefused, PlanRefused
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import read_plan
@@ -66,7 +68,7 @@ def load(tmp_path: Path) -> Load:
         else:
             path.write_text(frame.to_csv(index=False))
         (tmp_path / "site.yaml").write_text(f"site: st-marys\ntable:\n  path: {path.name}\n{table}")
-        return load_dataset(open_table(tmp_path / "site.yaml"), plan)
+        return load_dataset(open_records(tmp_path / "site.yaml"), plan)
 
     return loaded
 
@@ -283,20 +285,20 @@ def test_every_kind_of_file_holds_the_same_rows(load: Load, kind):
 def test_site_yaml_names_the_hospital_by_the_rule_of_its_certificate(tmp_path: Path):
     path = tmp_path / "site.yaml"
     path.write_text("site: Hôpital St Mary's\ntable: {path: t.csv}\n", encoding="utf-8")
-    assert open_table(path).site.site == "Hôpital St Mary's"
+    assert read_site(path).site == "Hôpital St Mary's"
     path.write_text("site: ../oak\ntable: {path: t.csv}\n")
     with pytest.raises(PlanRefused, match=r"line 1: site = .*a name is letters.*name that the hospital is enrolled"):
-        open_table(path)
+        open_records(path)
 
 
 def test_site_yaml_that_is_no_text_or_not_there(tmp_path: Path):
     with pytest.raises(DataRefused, match="is not there"):
-        open_table(tmp_path / "site.yaml")
+        open_records(tmp_path / "site.yaml")
     (tmp_path / "site.yaml").write_bytes(b"site: \xff\xfe")
     with pytest.raises(DataRefused, match=r"cannot be read \(UnicodeDecodeError\)"):
-        open_table(tmp_path / "site.yaml")
+        open_records(tmp_path / "site.yaml")
     with pytest.raises(DataRefused, match=r"cannot be read \(IsADirectoryError\)"):
-        open_table(tmp_path)
+        open_records(tmp_path)
 
 
 @pytest.mark.parametrize("damage", [slice(None, 40), slice(None, -4)])
@@ -306,7 +308,7 @@ def test_a_torn_gzip_is_refused(load: Load, tmp_path: Path, damage):
     path = tmp_path / "table.csv.gz"
     path.write_bytes(path.read_bytes()[damage])
     with pytest.raises(DataRefused, match="cannot be read as a table"):
-        load_dataset(open_table(tmp_path / "site.yaml"), plan)
+        load_dataset(open_records(tmp_path / "site.yaml"), plan)
 
 
 @settings(max_examples=150, deadline=None)
@@ -320,7 +322,7 @@ def test_no_unit_ends_in_a_traceback(tmp_path_factory, unit):
     (folder / "site.yaml").write_text(f"site: st-marys\ntable:\n  path: t.csv\n  units: {{v: {json.dumps(unit)}}}\n")
     plan = plan_of("name: v, kind: number, unit: kg, range: [0, 10]")
     try:
-        factor, zero = open_table(folder / "site.yaml").factors(plan.table)["v"]
+        factor, zero = open_records(folder / "site.yaml").factors(plan.table)["v"]
     except (DataRefused, PlanRefused):
         return
     assert np.isfinite([factor, zero]).all()

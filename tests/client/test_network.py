@@ -1,8 +1,8 @@
 """cloister_client.network against torch's autograd."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +11,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from cloister_client.network import Network
-from cloister_shared.tasks import tabular
-from cloister_shared.tasks.zoo import TASKS, Sloped, Task
+from cloister_shared.networks.losses import binary
+from cloister_shared.objective import Objective
+from cloister_shared.outcomes.outcome import Outcome, outcome_of
+from cloister_shared.schema import Schema
+
+BINARY: Outcome = outcome_of(
+    Schema.model_validate_json(
+        '{"features": [{"name": "a", "kind": "boolean"}], "target": {"name": "b", "positive": 1, "negative": 0}}'
+    )
+)
+OBJECTIVE = Objective(binary, BINARY)
 
 TIED = nn.Linear(3, 3)
 OTHERS = {
@@ -41,9 +50,9 @@ def drawn(rows: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
     return x, (torch.rand(rows, generator=generator) > 0.5).float()
 
 
-def ours(model: nn.Module, x: Tensor, y: Tensor, task: Task = tabular) -> list[Tensor]:
+def ours(model: nn.Module, x: Tensor, y: Tensor, objective: Objective = OBJECTIVE) -> list[Tensor]:
     torch.manual_seed(1)  # for dropout
-    return gradient_of(Network(model, task), x, y)
+    return gradient_of(Network(model, objective), x, y)
 
 
 def gradient_of(network: Network, x: Tensor, y: Tensor) -> list[Tensor]:
@@ -58,7 +67,7 @@ def gradient_of(network: Network, x: Tensor, y: Tensor) -> list[Tensor]:
 def autograds(model: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
     torch.manual_seed(1)
     model.train()
-    return list(torch.autograd.grad(tabular.loss(model(x), y), list(model.parameters())))
+    return list(torch.autograd.grad(binary(model(x), y), list(model.parameters())))
 
 
 def judged(model: nn.Module, x: Tensor) -> Tensor:
@@ -80,7 +89,7 @@ def test_output_and_gradient_are_autograds(hidden, width, rows, seed, scale):
     model = dense([width, *hidden, 1])
     x, y = drawn(rows, width, seed)
     torch.testing.assert_close(
-        Network(model, tabular).output(scale * x), judged(model, scale * x), rtol=1e-4, atol=1e-5 * scale
+        Network(model, OBJECTIVE).output(scale * x), judged(model, scale * x), rtol=1e-4, atol=1e-5 * scale
     )
     torch.testing.assert_close(ours(model, scale * x, y), autograds(model, scale * x, y), rtol=1e-4, atol=1e-5 * scale)
 
@@ -90,14 +99,14 @@ def test_any_other_network_is_torchs(name):
     model, (x, y) = OTHERS[name], drawn(8, 3, seed=2)
     torch.testing.assert_close(ours(model, x, y), autograds(model, x, y), rtol=0, atol=0)
     model.train()
-    assert torch.equal(Network(model, tabular).output(x), judged(model, x))
+    assert torch.equal(Network(model, OBJECTIVE).output(x), judged(model, x))
 
 
 def test_a_task_without_slope_is_torchs():
-    task = SimpleNamespace(model=tabular.model, loss=tabular.loss, risk=tabular.risk)
+    objective = Objective(binary, replace(BINARY, dense=None))
     model, (x, y) = dense([3, 4, 1]), drawn(8, 3, seed=2)
-    torch.testing.assert_close(ours(model, x, y, task), autograds(model, x, y), rtol=0, atol=0)
-    assert torch.equal(Network(model, task).output(x), judged(model, x))
+    torch.testing.assert_close(ours(model, x, y, objective), autograds(model, x, y), rtol=0, atol=0)
+    assert torch.equal(Network(model, objective).output(x), judged(model, x))
 
 
 @pytest.mark.parametrize("frozen", [0, 2])
@@ -105,13 +114,11 @@ def test_layers_that_stand_still_are_left_to_torch(frozen):
     model, (x, y) = dense([3, 4, 1]), drawn(8, 3, seed=2)
     model[frozen].requires_grad_(False)
     trained = [part for part in model.parameters() if part.requires_grad]
-    task = SimpleNamespace(**{name: getattr(tabular, name) for name in ("model", "loss", "risk", "slope")})
-    task.cost = lambda output, y: float(tabular.loss(torch.from_numpy(output), torch.from_numpy(y)))
-    assert isinstance(task, Sloped)  # so that nothing but the frozen layer keeps it from the dense way
-    network = Network(model, task)
+    assert BINARY.dense  # so that nothing but the frozen layer keeps it from the dense way
+    network = Network(model, OBJECTIVE)
     assert list(network.parameters) == trained
     network.backward(x.numpy(), y.numpy())
-    expected = torch.autograd.grad(tabular.loss(model(x), y), trained)
+    expected = torch.autograd.grad(binary(model(x), y), trained)
     for part, gradient in zip(network.parameters, expected, strict=True):
         torch.testing.assert_close(part.grad, gradient)
     assert torch.equal(network.output(x), judged(model, x))
@@ -119,16 +126,11 @@ def test_layers_that_stand_still_are_left_to_torch(frozen):
 
 def test_weights_that_change_are_seen():
     model, (x, y) = dense([3, 4, 1]), drawn(8, 3, seed=2)
-    network = Network(model, tabular)
+    network = Network(model, OBJECTIVE)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.5)
     torch.testing.assert_close(gradient_of(network, x, y), autograds(model, x, y))
-
-
-def test_the_tabular_task_does_without_torch():
-    """Or every dense network would take autograd's way, and nobody would notice."""
-    assert [name for name, task in TASKS.items() if isinstance(task, Sloped)] == ["tabular"]
 
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf")])
@@ -139,25 +141,23 @@ def test_an_odd_row_spoils_the_gradient_as_it_does_autograds(odd):
         assert mine.isfinite().all() == theirs.isfinite().all()
 
 
-@pytest.mark.parametrize("task", [task for task in TASKS.values() if isinstance(task, Sloped)])
-def test_slope_is_the_losss_derivative(task):
+def test_slope_is_the_losss_derivative():
     said = torch.linspace(-200, 200, 41).unsqueeze(1).requires_grad_()
     target = (torch.arange(41) % 2).float()
-    (theirs,) = torch.autograd.grad(task.loss(said, target), said)
-    found = task.slope(said.detach().numpy(), target.numpy())
+    (theirs,) = torch.autograd.grad(binary(said, target), said)
+    found = BINARY.dense.slope(said.detach().numpy(), target.numpy())
     torch.testing.assert_close(torch.from_numpy(found), theirs)
 
 
-@pytest.mark.parametrize("task", [task for task in TASKS.values() if isinstance(task, Sloped)])
-def test_cost_is_the_loss(task):
+def test_cost_is_the_loss():
     said = torch.linspace(-200, 200, 41).unsqueeze(1)
     target = (torch.arange(41) % 2).float()
-    assert task.cost(said.numpy(), target.numpy()) == pytest.approx(float(task.loss(said, target)), rel=1e-6)
+    assert BINARY.dense.cost(said.numpy(), target.numpy()) == pytest.approx(float(binary(said, target)), rel=1e-6)
 
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
 def test_an_odd_output_has_no_finite_loss(odd):
     said, target = torch.tensor([[0.0], [odd]]), torch.tensor([0.0, 0.0 if odd > 0 else 1.0])
-    network = Network(dense([3, 4, 1]), tabular)
+    network = Network(dense([3, 4, 1]), OBJECTIVE)
     assert not math.isfinite(network.loss(said, target.numpy()))
-    assert not math.isfinite(float(tabular.loss(said, target)))
+    assert not math.isfinite(float(binary(said, target)))

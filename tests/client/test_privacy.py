@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,12 +19,15 @@ from cloister_client.privacy import Mechanism, Units, dp_sgd, noisy, refuse_runn
 from cloister_shared import charges, tally
 from cloister_shared.budget import epsilon
 from cloister_shared.errors import PlanRefused
+from cloister_shared.layout import initial_model
+from cloister_shared.networks.losses import binary
 from cloister_shared.noise import Entropy, reproducible
+from cloister_shared.objective import Objective, objective_of
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend
-from cloister_shared.tasks import tabular
-from cloister_shared.tasks.layout import initial_model
-from cloister_shared.tasks.zoo import Augmentation, Task
+from cloister_shared.schema import Schema
+from cloister_shared.tasks.tabular import Tabular
+from cloister_shared.tasks.task import Augment, Augmentation
 
 CLIP = 0.7
 DP = {"mechanism": "site", "unit": "record", "epsilon": 3.0, "delta": 1e-5, "clip_norm": 1.0}
@@ -49,18 +53,20 @@ def seeded(seed: int = 0) -> Entropy:
     return reproducible(str(seed))
 
 
-def private(model: nn.Module, task: Task, rows: Rows, plan: StudyPlan, entropy: Entropy) -> Mechanism:
+def private(
+    model: nn.Module, rows: Rows, plan: StudyPlan, entropy: Entropy, objective: Objective | None = None
+) -> Mechanism:
     units = len(Units.of(rows, plan.privacy.unit or "record"))
-    return dp_sgd(model, task, rows, plan, charges.training_event(plan, units), entropy)
+    return dp_sgd(model, objective or objective_of(plan), rows, plan, charges.training_event(plan, units), entropy)
 
 
 def gradient_of(model: nn.Module) -> Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
 
 
-def one_gradient(plan: StudyPlan, rows: Rows, task: Task = tabular) -> Tensor:
+def one_gradient(plan: StudyPlan, rows: Rows) -> Tensor:
     model = initial_model(plan)
-    private(model, task, rows, plan, seeded()).gradient()
+    private(model, rows, plan, seeded()).gradient()
     return gradient_of(model)
 
 
@@ -141,7 +147,7 @@ def test_frozen_layers_have_no_part_in_clip_or_noise(no_noise, dp_plan, rows, no
     model = initial_model(plan)
     assert isinstance(model, nn.Sequential)
     model[:-1].requires_grad_(False)
-    mechanism = private(model, tabular, some, plan, seeded())
+    mechanism = private(model, some, plan, seeded())
     assert [part.numel() for part in mechanism.parameters] == [5, 1]
     mechanism.gradient()
     with torch.no_grad():
@@ -162,7 +168,7 @@ def inclusions(no_noise, dp_plan, rows, recorder) -> NDArray[np.bool_]:
     plan = dp_plan(training={"batch_size": round(ROWS * RATE)})
     some, task = rows(ROWS), recorder()
     some = Rows(some.x, torch.arange(ROWS).float(), some.patients)
-    mechanism = private(nn.Linear(3, 1), task, some, plan, seeded(1))
+    mechanism = private(nn.Linear(3, 1), some, plan, seeded(1), task)
     assert mechanism.event is not None
     assert mechanism.event.sample_rate == RATE
     mechanism.gradient()
@@ -199,7 +205,7 @@ def test_noise_is_what_the_event_says(dp_plan, rows, recorder):
     """The released gradient of a loss that is flat: normal, of standard deviation sigma * clip / batch."""
     plan = dp_plan()
     model, task = nn.Linear(3, 250), recorder(scale=0.0)
-    mechanism = private(model, task, rows(), plan, seeded(2))
+    mechanism = private(model, rows(), plan, seeded(2), task)
     assert mechanism.event is not None
     assert mechanism.event.noise_multiplier > 1
     assert epsilon([mechanism.event] * plan.rounds, 1e-5) == pytest.approx(3.0, rel=5e-3)
@@ -220,7 +226,7 @@ def test_an_empty_draw_releases_noise_all_the_same(monkeypatch, dp_plan, rows, r
     monkeypatch.setattr(charges, "calibrate", lambda *_: 2.0)
     plan = dp_plan(training={"batch_size": 1})
     model, task = nn.Linear(3, 250), recorder()
-    mechanism = private(model, task, rows(), plan, seeded(3))
+    mechanism = private(model, rows(), plan, seeded(3), task)
     empty = []
     for _ in range(100):
         seen = len(task.drawn)
@@ -255,7 +261,7 @@ def test_nothing_but_the_given_bytes_moves_sampling_and_noise(plan_with, rows):
         model = nn.Linear(3, 1)
         nn.init.zeros_(model.weight)
         nn.init.zeros_(model.bias)
-        private(model, tabular, rows(), plan_with(dp=True), reproducible("held still")).gradient()
+        private(model, rows(), plan_with(dp=True), reproducible("held still")).gradient()
         released.append(gradient_of(model))
     assert torch.equal(*released)
 
@@ -269,7 +275,7 @@ def test_running_statistics_are_refused(norm, frozen, plan_with, rows):
     if frozen:
         norm.eval().requires_grad_(False)
     with pytest.raises(PlanRefused, match=rf"Layer 1 \({type(norm).__name__}\) .* task.norm: layer"):
-        private(model, tabular, rows(), plan_with(dp=True), seeded())
+        private(model, rows(), plan_with(dp=True), seeded())
 
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm(4), nn.GroupNorm(2, 4), nn.Identity()])
@@ -314,7 +320,7 @@ def test_a_sum_over_a_patients_records_is_clipped_too(no_noise, by_patient, rows
 @pytest.mark.parametrize("times", [1, 2, 4, 8])
 def test_epsilon_does_not_depend_on_records_a_patient(by_patient, rows, times):
     plan, some = by_patient(), repeated(rows(), times)
-    event = private(nn.Linear(3, 1), tabular, some, plan, seeded()).event
+    event = private(nn.Linear(3, 1), some, plan, seeded()).event
     assert event == charges.training_event(plan, 24)
 
 
@@ -322,7 +328,7 @@ def test_patients_are_drawn_whole(no_noise, by_patient, rows, recorder):
     plan = amend(by_patient(), training={"batch_size": 6})
     some, task = repeated(rows(), 3), recorder()
     some = Rows(some.x, torch.from_numpy(some.patients).float(), some.patients)
-    mechanism = private(nn.Linear(3, 1), task, some, plan, seeded(5))
+    mechanism = private(nn.Linear(3, 1), some, plan, seeded(5), task)
     assert mechanism.event
     assert mechanism.event.sample_rate == 6 / 24
     mechanism.gradient()
@@ -339,16 +345,15 @@ def test_patients_are_drawn_whole(no_noise, by_patient, rows, recorder):
 AUGMENT = {"augment": {"copies": 4, "jitter": 0.5}}
 
 
-class Louder:
+class Louder(Tabular):
     """A task with an augmentation of its own: the second copy of a record is twice as large, the third thrice."""
 
-    model, loss, risk = staticmethod(tabular.model), staticmethod(tabular.loss), staticmethod(tabular.risk)
+    def augmentation(self, schema: Schema, terms: Augment) -> Augmentation:
+        return lambda x, entropy: x * (1 + torch.arange(len(x)) % terms.copies)[:, None]
 
-    @staticmethod
-    def augmentation(plan: StudyPlan) -> Augmentation:
-        assert plan.training.augment
-        copies = plan.training.augment.copies
-        return lambda x, entropy: x * (1 + torch.arange(len(x)) % copies)[:, None]
+
+def louder(plan: StudyPlan) -> StudyPlan:
+    return plan.model_copy(update={"task": Louder(**plan.task.model_dump())})
 
 
 def by_copies(plan: StudyPlan, rows: Rows, clip_norm: float) -> Tensor:
@@ -357,7 +362,7 @@ def by_copies(plan: StudyPlan, rows: Rows, clip_norm: float) -> Tensor:
     for patient in np.unique(rows.patients):
         own = only(rows, np.flatnonzero(rows.patients == patient))
         model = initial_model(plan)
-        sum(tabular.loss(model(own.x * times), own.y) / 4 for times in (1, 2, 3, 4)).backward()
+        sum(binary(model(own.x * times), own.y) / 4 for times in (1, 2, 3, 4)).backward()
         gradient = gradient_of(model).double()
         total = total + gradient / max(1.0, float(gradient.norm()) / clip_norm)
     return (total / plan.training.batch_size).float()
@@ -368,16 +373,16 @@ def by_copies(plan: StudyPlan, rows: Rows, clip_norm: float) -> Tensor:
 def test_one_clip_covers_all_copies_of_a_patients_records(no_noise, by_patient, rows, task, clip_norm):
     plan = amend(by_patient(clip_norm=clip_norm), task=task, training=AUGMENT)
     some = Rows(rows().x, rows().y, np.arange(24) // 3)
-    found = one_gradient(plan, some, Louder())
+    found = one_gradient(louder(plan), some)
     torch.testing.assert_close(found, by_copies(plan, some, clip_norm), rtol=2e-5, atol=2e-6 * clip_norm / 24 + 1e-9)
 
 
 def test_no_patient_moves_the_sum_by_more_than_the_clip_however_many_copies(no_noise, by_patient, rows):
     plan, wild = amend(by_patient(), training=AUGMENT), Rows(rows().x, rows().y, np.arange(24) // 3)
     wild.x[:8] *= torch.tensor([1e2, 1e4, 1e8, 1e15, 1e19, 1e25, 1e30, 1e37])[:, None]
-    with_all, moved = one_gradient(plan, wild, Louder()), list[float]()
+    with_all, moved = one_gradient(louder(plan), wild), list[float]()
     for out in range(8):
-        without = one_gradient(plan, only(wild, np.flatnonzero(wild.patients != out)), Louder())
+        without = one_gradient(louder(plan), only(wild, np.flatnonzero(wild.patients != out)))
         moved.append(float((with_all - without).norm()) * plan.training.batch_size)
         alone = one_gradient(plan, only(wild, np.flatnonzero(wild.patients == out)))  # with the task's own jitter
         assert float(alone.norm()) * plan.training.batch_size <= CLIP * (1 + 1e-4)
@@ -405,7 +410,7 @@ def test_jitter_is_of_its_size_fresh_for_each_copy_and_on_numbers_alone(plan_wit
     ]
     plan = plan_with(dp=True, table={"features": features}, training=AUGMENT)
     x = torch.ones(20_000, 6)
-    added = (tabular.augmentation(plan)(x, seeded(8)) - x).double().numpy()
+    added = (plan.task.augmentation(plan.table, plan.training.augment)(x, seeded(8)) - x).double().numpy()
     assert not added[:, 1:5].any()  # age is missing, sinus, paced, smoker
     assert (x == 1).all()  # the rows themselves stay as they were
     jitter = added[:, [0, 5]].ravel()
@@ -417,15 +422,16 @@ def test_jitter_comes_from_the_mechanisms_bytes(no_noise, by_patient, rows):
     plan, found = amend(by_patient(), training=AUGMENT), list[Tensor]()
     for seed in (1, 1, 2):
         model = initial_model(plan)
-        private(model, tabular, rows(), plan, seeded(seed)).gradient()
+        private(model, rows(), plan, seeded(seed)).gradient()
         found.append(gradient_of(model).clone())
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
 
 
-def test_a_task_without_augmentation_is_refused_one(dp_plan, rows, recorder):
+def test_a_task_without_augmentation_is_refused_one(dp_plan, rows):
+    plan = amend(dp_plan(), training=AUGMENT).model_copy(update={"task": SimpleNamespace(name="plain")})
     with pytest.raises(PlanRefused, match="has no augmentation of its own"):
-        private(nn.Linear(3, 1), recorder(), rows(), amend(dp_plan(), training=AUGMENT), seeded())
+        private(nn.Linear(3, 1), rows(), plan, seeded())
 
 
 # --- units -------------------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from torch import nn
 from cloister_client.network import Network
 from cloister_client.privacy import Mechanism, plain
 from cloister_client.train import train
-from cloister_shared.tasks import tabular
-from cloister_shared.tasks.layout import initial_model
+from cloister_shared.layout import initial_model
+from cloister_shared.objective import objective_of
 
 
 def textbook(x, y, w, b, *, batches, learning_rate, momentum=0.0):
@@ -48,7 +48,7 @@ def test_plain_sgd_is_the_textbooks(plan_with, rows, momentum, size):
         learning_rate=plan.training.learning_rate,
         momentum=momentum,
     )
-    train(plain(Network(model, tabular), some, size, torch.Generator().manual_seed(5)), plan.training, 11)
+    train(plain(Network(model, objective_of(plan)), some, size, torch.Generator().manual_seed(5)), plan.training, 11)
     found = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-6)
 
@@ -121,8 +121,8 @@ def test_sgd_is_torchs(plan_with, rows, momentum):
     plan = plan_with(training={"momentum": momentum, "learning_rate": 0.2})
     ours, theirs = initial_model(plan), initial_model(plan)
     some = rows(40)
-    train(plain(Network(ours, tabular), some, 8, torch.Generator().manual_seed(1)), plan.training, 12)
-    mechanism = plain(Network(theirs, tabular), some, 8, torch.Generator().manual_seed(1))
+    train(plain(Network(ours, objective_of(plan)), some, 8, torch.Generator().manual_seed(1)), plan.training, 12)
+    mechanism = plain(Network(theirs, objective_of(plan)), some, 8, torch.Generator().manual_seed(1))
     optimizer = torch.optim.SGD(mechanism.parameters, lr=0.2, momentum=momentum)
     for _ in range(12):
         mechanism.gradient()

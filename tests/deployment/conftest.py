@@ -17,9 +17,9 @@ import yaml
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-from cloister_client.connectors.table import open_table
 from cloister_client.ledger import Ledger
 from cloister_client.membership import own_certificate
+from cloister_client.site_file import read_site
 from cloister_server.records import Study
 from cloister_shared import budget, certificates, durable
 from cloister_shared.certificates import Kind, read_authority
@@ -47,7 +47,7 @@ class Night(Consortium):
         for path in sites:  # two are enough to open a sum
             terms = yaml.safe_load(path.read_text())
             path.write_text(yaml.safe_dump(terms | {"policy": terms["policy"] | {"min_cohort": 2}}))
-        super().__init__(folder, {open_table(path).site.site: path for path in sites}, PROGRAM)
+        super().__init__(folder, {read_site(path).site: path for path in sites}, PROGRAM)
         self.ways: dict[str, dict[str, Forwarder]] = {}
         """Of each hospital, the stretches of network to ``rounds`` and ``control``."""
         self.held: list[Path] = []

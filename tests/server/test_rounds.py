@@ -16,9 +16,9 @@ from cloister_server.strategies import fedadam, fedadam_without_noise
 from cloister_server.total import Mean
 from cloister_shared.charges import part_of, training_event
 from cloister_shared.errors import CheckpointBroken, QuorumLost
+from cloister_shared.layout import Layout
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend, read_plan
-from cloister_shared.tasks.layout import Layout
 from cloister_shared.wire import ReplyHeader, pack, pack_vectors, unpack_ticket
 
 PLAN = """

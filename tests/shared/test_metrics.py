@@ -18,8 +18,10 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from cloister_shared.tasks import metrics
-from cloister_shared.tasks.metrics import METRICS, Estimate, auroc, evaluate, reliability
+from cloister_shared.outcomes import binary as metrics
+from cloister_shared.outcomes import judging
+from cloister_shared.outcomes.binary import METRICS, auroc, evaluate, reliability
+from cloister_shared.outcomes.judging import Estimate
 
 pytestmark = pytest.mark.filterwarnings("error")  # no metric may print a warning
 
@@ -278,7 +280,7 @@ def test_the_order_of_the_patients_decides_nothing() -> None:
 def test_the_block_size_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     y, p = simulated(60, seed=7)
     whole = evaluate(y, p, resamples=100)
-    monkeypatch.setattr(metrics, "CELLS", 60 * 7)
+    monkeypatch.setattr(judging, "CELLS", 60 * 7)
     for name, answer in evaluate(y, p, resamples=100).items():
         assert [answer.value, answer.low, answer.high] == pytest.approx(
             [whole[name].value, whole[name].low, whole[name].high], abs=1e-9

@@ -9,10 +9,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from cloister_shared.errors import WeightsBroken
+from cloister_shared.layout import PRETRAINED, gathered, initial_model, layout_of, untrained
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend, read_plan
 from cloister_shared.plan_text import summary
-from cloister_shared.tasks.layout import PRETRAINED, gathered, initial_model, layout_of, untrained
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = read_plan((ROOT / "tests/vectors/plan/sound.yaml.txt").read_text(encoding="utf-8").partition("---\n")[2])

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from cloister_shared.layout import initial_model, layout_of
+from cloister_shared.networks import losses
+from cloister_shared.networks.dense import GROUP, StandardisedLinear
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend, read_plan
 from cloister_shared.schema import columns
-from cloister_shared.tasks import tabular
-from cloister_shared.tasks.layout import initial_model, layout_of
-from cloister_shared.tasks.tabular import GROUP, StandardisedLinear
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = read_plan((ROOT / "tests/vectors/plan/sound.yaml.txt").read_text(encoding="utf-8").partition("---\n")[2])
@@ -92,9 +92,9 @@ def test_per_row_gradients_of_opacus_are_autograds():
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
     terms, x, y = plan(norm="group", standardise=True), rows(), torch.tensor([0.0, 1, 0, 1, 1, 0])
     model, hooked = initial_model(terms), GradSampleModule(initial_model(terms), loss_reduction="mean")
-    tabular.loss(hooked(x), y).backward()
+    losses.binary(hooked(x), y).backward()
     for at in range(len(x)):
         model.zero_grad()
-        tabular.loss(model(x[at : at + 1]), y[at : at + 1]).backward()
+        losses.binary(model(x[at : at + 1]), y[at : at + 1]).backward()
         for own, theirs in zip(model.parameters(), hooked.parameters(), strict=True):
             assert theirs.grad_sample[at] == pytest.approx(own.grad, abs=1e-5)

@@ -3,9 +3,10 @@
 import pytest
 
 from cloister_client.app import client_app
-from cloister_client.connectors.table import open_table
+from cloister_client.connectors.connector import open_records
 from cloister_client.dataset import load_dataset
 from cloister_client.site import Site
+from cloister_client.site_file import read_site
 from cloister_server.app import run_study
 from cloister_server.store import Store
 from cloister_shared.plan_file import amend
@@ -30,12 +31,12 @@ class Doors(InProcessGrid):
 @pytest.fixture
 def consortium(small, folder):
     """A function that opens four hospitals for a plan: the grid, and a function that runs some rounds there."""
-    paths = {open_table(path).site.site: path for path in build(small.simulation.hospitals, folder / "hospitals")}
+    paths = {read_site(path).site: path for path in build(small.simulation.hospitals, folder / "hospitals")}
 
     def opened(plan):
         enrol_all(folder, list(paths), plan)
         sites = {
-            name: Site(plan, load_dataset(open_table(path), plan), folder / "sites" / name)
+            name: Site(plan, load_dataset(open_records(path), plan), folder / "sites" / name)
             for name, path in paths.items()
         }
         grid, took = Doors(client_app(lambda context: sites[str(context.node_config["site"])]), sites), []

@@ -5,7 +5,7 @@ import importlib.util
 import numpy as np
 import pytest
 
-from cloister_client.connectors.table import open_table
+from cloister_client.connectors.connector import open_records
 from cloister_client.dataset import load_dataset
 from cloister_server.store import Store
 from cloister_shared.errors import CohortTooSmall, PlanRefused
@@ -28,7 +28,7 @@ def run(small, tmp_path):
         # A worker imports Opacus in its first round: on a busy machine that takes longer than the study's 5 s.
         plan = amend(plan_for(small.plan, arm, 0), rounds=2, round_timeout=120.0, **changes)
         paths = build(small.simulation.hospitals, tmp_path / "hospitals")
-        datasets = {path.parent.name: load_dataset(open_table(path), plan) for path in paths}
+        datasets = {path.parent.name: load_dataset(open_records(path), plan) for path in paths}
         folder = tmp_path / engine
         options = Options(folder, engine=engine, noise_seed=noise_seed)
         result = run_federated(plan, datasets, arm, folder, options, lambda *_: None)

@@ -15,8 +15,8 @@ from cloister_client.network import Network
 from cloister_server.app import open_study
 from cloister_server.store import Store
 from cloister_shared.errors import CohortTooSmall, PlanRefused, QuorumLost, WeightsBroken
+from cloister_shared.layout import untrained
 from cloister_shared.plan_file import amend
-from cloister_shared.tasks.layout import untrained
 from cloister_simulations import federation
 from cloister_simulations.federation import Arm, Options, compare, plan_for
 from cloister_simulations.grid import Fault, read_fault

@@ -11,11 +11,12 @@ import pytest
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from cloister_client.connectors.table import open_table
+from cloister_client.connectors.connector import open_records
 from cloister_shared.errors import DataRefused
-from cloister_shared.plan import CategoryFeature, NumberFeature, StudyPlan
+from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import load, parse
 from cloister_shared.plan_rules import broken
+from cloister_shared.schema import CategoryFeature, NumberFeature
 from cloister_simulations.generated import GeneratedEhr
 from cloister_simulations.hospitals import (
     BreastCancer,
@@ -118,7 +119,7 @@ def test_no_patient_is_at_two_hospitals(name: str, built: Built) -> None:
 def test_every_hospital_holds_what_the_plan_asks_for(name: str, built: Built) -> None:
     schema, split = scenario(name)[1].table, scenario(name)[1].evaluation.split_column
     for path in built(name):
-        connector = open_table(path)
+        connector = open_records(path)
         rows = connector.rows(schema, (split,) if split else ())
         factors = connector.factors(schema) if connector.site.table.units else {}
         for feature in schema.features:
@@ -222,7 +223,7 @@ def test_generated_values_agree_between_hospitals_once_converted(tmp_path: Path)
     medians: dict[str, list[float]] = {"creatinine": [], "glucose": [], "haemoglobin": [], "weight": []}
     own: dict[str, list[float]] = {name: [] for name in medians}
     for path in build(source, tmp_path):
-        connector = open_table(path)
+        connector = open_records(path)
         rows, factors = connector.rows(schema), connector.factors(schema)
         for name, found in medians.items():
             scale, offset = factors.get(name, (1.0, 0.0))

@@ -12,9 +12,10 @@ from rich.console import Console
 from cloister_server.statistics import cohort_view
 from cloister_shared import budget, tally
 from cloister_shared.charges import charges
+from cloister_shared.outcomes.binary import METRICS
+from cloister_shared.outcomes.judging import Estimate
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend
-from cloister_shared.tasks.metrics import METRICS, Estimate
 from cloister_simulations import figures, findings, guarantees, report
 from cloister_simulations.federation import Arm, Comparison, Result
 

@@ -19,10 +19,10 @@ from cloister_server.total import Mean
 from cloister_shared import durable, masking
 from cloister_shared.envelope import new_identity
 from cloister_shared.errors import CloisterError, KeyBroken, QuorumLost, TicketRefused
+from cloister_shared.layout import Layout
 from cloister_shared.masking import threshold
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend, read_plan
-from cloister_shared.tasks.layout import Layout
 from cloister_shared.wire import Reply, ReplyHeader, Ticket, TicketHeader, UnmaskHeader
 
 PLAN = read_plan("""

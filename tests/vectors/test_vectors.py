@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cloister_client.connectors.table import open_table
+from cloister_client.connectors.connector import open_records
 from cloister_client.dataset import load_dataset
 from cloister_shared import errors
 from cloister_shared.plan_file import read_plan
@@ -89,7 +89,7 @@ def test_table(path: Path, tmp_path: Path):
         (tmp_path / name).write_bytes(table.encode(header.get("encoding", ["utf-8"])[0]))
     plan = read_plan((HERE / "table" / "plan.yaml").read_text(encoding="utf-8"))
     with as_promised(header):
-        load_dataset(open_table(tmp_path / "site.yaml"), plan)
+        load_dataset(open_records(tmp_path / "site.yaml"), plan)
 
 
 def test_no_folder_of_vectors_is_empty():

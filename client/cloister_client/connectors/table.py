@@ -1,19 +1,4 @@
-"""Connector ``table``: one CSV or Parquet file of the hospital, described by its ``site.yaml``.
-
-    site: st-marys
-    population: patients               # whose privacy budget studies on this table are paid from
-    policy:
-      min_cohort: 3                    # the fewest hospitals in a sum that this one helps to open
-      mechanisms: [site, shared]       # of privacy; none must be named to be accepted
-      approvals: 2                     # people who must approve a study, 1 or 2
-      memory_gb: 8                     # of a study's training process
-      hours: 12                        # in which it answers a message
-      sandbox: on                      # off: train where the network cannot be taken away from it
-    proxy: http://proxy.local:3128     # the way out, where HTTPS_PROXY does not say it
-    table:
-      path: table.csv                  # beside this file
-      columns: {age: AGE_YEARS}        # a feature's name in the plan: its column here, where they differ
-      units: {weight: lb, creatinine: {unit: umol/L, factor: 0.0113}}   # where the unit is not the plan's
+"""Connector ``table``: one CSV or Parquet file of the hospital.
 
 Values keep the hospital's spelling until ``dataset`` checks them; only units are known here.
 """
@@ -26,16 +11,11 @@ import zlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
-
-from cloister_client.consent import MIN_COHORT, Policy
+from cloister_client.site_file import Converted, SiteFile
 from cloister_shared.errors import DataRefused
-from cloister_shared.names import SiteName
-from cloister_shared.plan import Mechanism, Name, Positive, Schema, Slug
-from cloister_shared.plan_file import load, parse
-from cloister_shared.schema import numbers
+from cloister_shared.schema import Schema, numbers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,53 +23,6 @@ if TYPE_CHECKING:
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "?")
 """Spellings of a missing value in a CSV."""
-
-
-class _Terms(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
-
-
-class Converted(_Terms):
-    """A unit that dimensions alone cannot convert (mmol/L to mg/dL needs a molar mass): value * factor."""
-
-    unit: str
-    factor: Positive
-
-
-class TableFile(_Terms):
-    """One file and how its columns differ from the plan's."""
-
-    path: str
-    columns: dict[Name, str] = Field(default_factory=dict[str, str])
-    units: dict[Name, Annotated[str | Converted, Field(union_mode="left_to_right")]] = Field(
-        default_factory=dict[str, "str | Converted"]
-    )
-
-
-class PolicyTerms(_Terms):
-    """What the hospital takes part in, whatever a plan says: see ``Policy``."""
-
-    min_cohort: Annotated[int, Field(ge=2)] = MIN_COHORT
-    mechanisms: tuple[Mechanism, ...] = Field(default=Policy().mechanisms, min_length=1)
-    approvals: Annotated[int, Field(ge=1, le=2)] = 1
-    memory_gb: Annotated[float, Field(ge=0.5)] = 8.0
-    """What a study's training process may take; torch alone takes 0.3."""
-    hours: Positive = 12.0
-    """How long it may work on one message."""
-    sandbox: Literal["on", "off"] = "on"
-    """Whether it must be kept from the network; without that no study trains here."""
-
-
-class SiteFile(_Terms):
-    """``site.yaml``: who this hospital is and where its records are. It never leaves the hospital."""
-
-    site: SiteName
-    population: Slug = "patients"
-    """Of whom the rows are: studies on the same patients share one privacy budget."""
-    policy: PolicyTerms = PolicyTerms()
-    proxy: Annotated[str, StringConstraints(pattern=r"^http://\S+$")] | None = None
-    """Of the agent's connections to the coordinator; its password, if it has one, stays in this file."""
-    table: TableFile
 
 
 @dataclass(frozen=True)
@@ -100,15 +33,14 @@ class TableConnector:
     folder: Path
 
     @property
-    def policy(self) -> Policy:
-        """What this hospital takes part in."""
-        terms = self.site.policy
-        return Policy(terms.min_cohort, terms.mechanisms, terms.approvals)
-
-    @property
     def path(self) -> Path:
         """The table's file."""
         return self.folder / self.site.table.path
+
+    @property
+    def source(self) -> str:
+        """The file's name."""
+        return self.path.name
 
     def describe(self) -> tuple[str, ...]:
         """The file's own column names.
@@ -264,21 +196,3 @@ def _check_shape(path: Path, where: str) -> None:
                 f"{where}: row {number + 1} is not CSV: {error}.",
                 mend="Close every quote; write a quote in a cell twice.",
             ) from None
-
-
-def open_table(site_yaml: Path) -> TableConnector:
-    """The connector that a ``site.yaml`` describes.
-
-    Raises:
-        DataRefused: there is no such file, or it is not text.
-        PlanRefused: it is malformed.
-    """
-    try:
-        text = site_yaml.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataRefused(f"{site_yaml} is not there.", mend="Give the path of the hospital's site.yaml.") from None
-    except (UnicodeDecodeError, OSError) as error:
-        raise DataRefused(
-            f"{site_yaml} cannot be read ({type(error).__name__}).", mend="Give a site.yaml in UTF-8 that you may read."
-        ) from None
-    return TableConnector(parse(SiteFile, load(text, site_yaml.name)), site_yaml.parent)

@@ -6,7 +6,7 @@ What a round told is a ``RoundRecord`` as JSON (see ``store``), with the time of
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -19,10 +19,11 @@ from cloister_shared import plan_text
 from cloister_shared.agreement import Decision, read_decision, roster_digest
 from cloister_shared.charges import certificate
 from cloister_shared.errors import CloisterError, EnvelopeRefused
+from cloister_shared.outcomes.outcome import title
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import read_plan
 from cloister_shared.shared_noise import Standing
-from cloister_shared.tally import GLANCE
+from cloister_shared.tally import glance
 
 ONLINE = timedelta(seconds=90)
 """A hospital that called within this time is online; while its stream stands that is noted every 30 s."""
@@ -130,6 +131,8 @@ class Told:
     verdicts: list[Verdict]
     rounds: list[Round]
     """The newest first."""
+    shown: list[str]
+    """Metrics of the rounds, as people write them."""
     curves: dict[str, Curve]
 
 
@@ -141,10 +144,12 @@ def told(registry: Registry, called: str) -> Told:
     """
     study = registry.study(called)
     asked = _asked(study.plan, study.file)
-    rounds = [_round(said, study.roster) for said in registry.rounds(study.digest)]
-    drawn = {name: curve({each.number: each.metrics[name] for each in rounds}) for name in GLANCE}
+    plan, _ = _read(study.plan, study.file)
+    shown = glance(plan) if plan else ()
+    rounds = [_round(said, study.roster, shown) for said in registry.rounds(study.digest)]
+    drawn = {title(name): curve({each.number: each.metrics[title(name)] for each in rounds}) for name in shown}
     curves = {name: found for name, found in drawn.items() if found}
-    return Told(study, asked, _verdicts(registry, study), rounds[::-1], curves)
+    return Told(study, asked, _verdicts(registry, study), rounds[::-1], list(map(title, shown)), curves)
 
 
 @lru_cache(maxsize=512)
@@ -190,9 +195,9 @@ def _verdict(study: Study, site: str, decision: str, envelope: str | None) -> Ve
     return Verdict(site, decision, signed)
 
 
-def _round(said: Mapping[str, Any], roster: Mapping[str, str]) -> Round:
+def _round(said: Mapping[str, Any], roster: Mapping[str, str], shown: Sequence[str]) -> Round:
     answered, missed = sorted(said["answered"]), dict(sorted(said["rejected"].items()))
     absent = "not asked: it had not approved, or was not there"
     missed |= {site: absent for site in sorted(roster) if site not in answered and site not in missed}
-    metrics = {name: said["numbers"].get(name) for name in GLANCE}
+    metrics = {title(name): said["numbers"].get(name) for name in shown}
     return Round(said["round"], answered, missed, metrics, said["seconds"], said.get("at"))

@@ -2,97 +2,80 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
-from typing import TypeVar
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from cloister_shared.noise import Entropy, gaussians
-from cloister_shared.plan import StudyPlan
-from cloister_shared.schema import columns
+from cloister_shared.outcomes.outcome import outputs
+from cloister_shared.schema import Schema, Shaped, columns, width
+from cloister_shared.tasks.task import Augment, Augmentation, TaskTerms
+from cloister_shared.terms import Broken, Count
 
-Float = TypeVar("Float", np.float32, np.float64)
-
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 GROUP = 8
-"""Units that ``norm: group`` centres and scales together; plan_rules holds the widths to it."""
-
-_NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "layer": nn.LayerNorm,
-    "group": lambda units: nn.GroupNorm(units // GROUP, units),
-    "batch": nn.BatchNorm1d,
-}
+"""Units that ``norm: group`` centres and scales together."""
 
 
-class StandardisedLinear(nn.Linear):
-    """A linear layer whose units' incoming weights are centred and brought to length one before use.
+class Tabular(TaskTerms):
+    """Layers are called ``hidden_0``, ``norm_0``, …, ``head``."""
 
-    Qiao et al. 2019, scaled by the number of inputs as Brock et al. 2021 do, so that inputs of variance one give
-    outputs of variance one. The parameters, and so what is sent and clipped, are the weights as they were.
-    """
+    answers: ClassVar = ("binary", "classes", "labels", "quantity", "survival")
+    name: Literal["tabular"]
+    model: Literal["logistic", "mlp"] = "logistic"
+    hidden: tuple[Count, ...] = ()
+    norm: Literal["none", "layer", "group", "batch"] = "none"
+    """``group``: Wu and He 2018, eight units a group; like ``layer`` it looks at one row at a time."""
+    standardise: bool = False
+    """Weight standardisation of the hidden layers (Qiao et al. 2019): no unit can drown the others in its scale."""
 
-    def forward(self, input: Tensor) -> Tensor:  # torch's own name for it
-        """Shape [n, inputs] to [n, units]."""
-        centred = self.weight - self.weight.mean(dim=1, keepdim=True)
-        length = centred.square().sum(dim=1, keepdim=True)
-        return functional.linear(input, centred * torch.rsqrt(length.clamp(min=1e-6)), self.bias)
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Their names."""
+        depth = range(len(self.hidden))
+        norms = [f"norm_{i}" for i in depth] if self.norm != "none" else []
+        return (*(f"hidden_{i}" for i in depth), "head", *norms)
 
+    @property
+    def mixes_records(self) -> bool:
+        """Whether a layer keeps means over records."""
+        return self.norm == "batch"
 
-def model(plan: StudyPlan) -> nn.Module:
-    """Layers ``hidden_i``, ``norm_i``, ``relu_i``, …, ``head``; one logit out. No hidden layer: logistic regression."""
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    width = len(columns(plan.table))
-    for i, units in enumerate(plan.task.hidden):
-        layers[f"hidden_{i}"] = StandardisedLinear(width, units) if plan.task.standardise else nn.Linear(width, units)
-        if plan.task.norm != "none":
-            layers[f"norm_{i}"] = _NORMS[plan.task.norm](units)
-        layers[f"relu_{i}"] = nn.ReLU()
-        width = units
-    layers["head"] = nn.Linear(width, 1)
-    return nn.Sequential(layers)
+    def broken(self, schema: Schema) -> Iterator[Broken]:
+        """Terms that do not go together."""
+        given = {"hidden": self.hidden, "norm": self.norm != "none", "standardise": self.standardise}
+        for key in (key for key, value in given.items() if value and self.model == "logistic"):
+            yield Broken((key,), "belongs to model mlp", f"Write model: mlp, or take {key} out.")
+        if self.norm == "group" and (odd := [units for units in self.hidden if units % GROUP]):
+            yield Broken(
+                ("norm",), f"cannot part {odd[0]} units into groups of eight", "Write hidden widths such as 16 or 64."
+            )
+        if self.model == "mlp" and not self.hidden:
+            yield Broken(("model",), "needs the width of its hidden layers", "Add hidden: [64].")
+        if many := [f.name for f in schema.features if isinstance(f, Shaped) and f.kind != "molecule"]:
+            yield Broken(
+                ("name",), f"takes no {many[0]}, which is not one number", "Write another task, or take it out."
+            )
 
+    def network(self, schema: Schema) -> nn.Module:
+        """The untrained network; weights come from torch's generator."""
+        from cloister_shared.networks.dense import perceptron
 
-def loss(output: Tensor, target: Tensor) -> Tensor:
-    """Mean binary cross-entropy of the logits; shapes [n, 1] and [n]."""
-    return functional.binary_cross_entropy_with_logits(output.squeeze(1), target)
+        return perceptron(width(schema), self.hidden, outputs(schema.target), self.norm, self.standardise)
 
+    def augmentation(self, schema: Schema, terms: Augment) -> Augmentation:
+        """Gaussian jitter on the number inputs, shapes [n, inputs]; what is 0 or 1 by its meaning stays as it is."""
+        import numpy as np
+        import torch
 
-def cost(output: NDArray[np.float32], target: NDArray[np.float32]) -> float:
-    """The same in numpy."""
-    logits = output[:, 0]
-    return float(np.sum(np.logaddexp(0, logits) - target * logits)) / len(target)
+        at = [i for i, column in enumerate(columns(schema)) if column.kind == "number" and not column.absent]
 
+        def jittered(x: Tensor, entropy: Entropy) -> Tensor:
+            changed = x.clone()
+            if terms.jitter and at:
+                noise = gaussians(entropy, len(x) * len(at)).reshape(len(x), len(at))
+                changed[:, at] += torch.from_numpy((terms.jitter * noise).astype(np.float32))
+            return changed
 
-def slope(output: NDArray[np.float32], target: NDArray[np.float32]) -> NDArray[np.float32]:
-    """How the mean loss changes with each logit; shape [n, 1]."""
-    return (_sigmoid(output) - target[:, None]) / np.float32(len(target))
-
-
-def risk(output: Tensor) -> NDArray[np.float64]:
-    """Predicted probabilities of the positive outcome, shape [n]."""
-    return _sigmoid(output.numpy()[:, 0].astype(np.float64))
-
-
-def augmentation(plan: StudyPlan) -> Callable[[Tensor, Entropy], Tensor]:
-    """Gaussian jitter on the number inputs, shapes [n, inputs]; what is 0 or 1 by its meaning stays as it is."""
-    everything, terms = columns(plan.table), plan.training.augment
-    at = [i for i, column in enumerate(everything) if column.kind == "number" and not column.absent]
-    jitter = terms.jitter if terms else 0.0
-
-    def jittered(x: Tensor, entropy: Entropy) -> Tensor:
-        changed = x.clone()
-        if jitter and at:
-            noise = gaussians(entropy, len(x) * len(at)).reshape(len(x), len(at))
-            changed[:, at] += torch.from_numpy((jitter * noise).astype(np.float32))
-        return changed
-
-    return jittered
-
-
-def _sigmoid(logits: NDArray[Float]) -> NDArray[Float]:
-    return np.exp(-np.logaddexp(0, -logits))
+        return jittered

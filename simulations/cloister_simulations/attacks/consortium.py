@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from cloister_client.app import client_app
 from cloister_client.consent import ANY
-from cloister_client.dataset import Dataset, QualityReport, Rows
+from cloister_client.dataset import Dataset, Rows
+from cloister_client.quality import QualityReport
 from cloister_client.site import Site
 from cloister_server.app import open_study
 from cloister_server.rounds import KINDS, secure_mean, ticket

@@ -22,8 +22,8 @@ from cloister_client.privacy import Mechanism
 from cloister_shared.budget import Event, pld_epsilon
 from cloister_shared.charges import promise, training_event
 from cloister_shared.noise import Entropy, reproducible
+from cloister_shared.objective import objective_of
 from cloister_shared.plan import StudyPlan
-from cloister_shared.tasks import tabular
 
 Build = Callable[[nn.Module, Rows, StudyPlan, Event, Entropy], Mechanism]
 """Makes the gradient of a model on some rows. The event is what the run claims to be."""
@@ -65,7 +65,7 @@ def real(model: nn.Module, rows: Rows, plan: StudyPlan, event: Event, entropy: E
     Raises:
         PlanRefused: the model keeps statistics of raw rows.
     """
-    return privacy.dp_sgd(model, tabular, rows, plan, event, entropy)
+    return privacy.dp_sgd(model, objective_of(plan), rows, plan, event, entropy)
 
 
 @contextmanager

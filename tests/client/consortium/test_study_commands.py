@@ -9,7 +9,7 @@ import yaml
 
 from cloister_client.approval_page import page, plain
 from cloister_client.approvals import Approvals, Standing
-from cloister_client.connectors.table import open_table
+from cloister_client.connectors.connector import open_records
 from cloister_client.dataset import load_dataset
 from cloister_client.ledger import Ledger
 from cloister_client.liaison import catch_up
@@ -131,7 +131,7 @@ def test_what_was_approved_is_what_the_ledger_holds_a_study_to(coordinator, offe
     alder, digest = offered
     alder.types("approve", digest[:12], "--officer", "ada", "--key", alder.officer("ada"), "--yes")
     quote, plan = Approvals(alder.agent).quote(digest), study_of(alder.agent, digest).plan
-    cost = plan_cost(plan, load_dataset(open_table(alder.site), plan))
+    cost = plan_cost(plan, load_dataset(open_records(alder.site), plan))
     assert quote == cost.digest
     ledger = Ledger(alder.folder / "ledger.sqlite")
     try:

@@ -1,48 +1,24 @@
-"""How good predicted probabilities are, and how sure we are of it.
+"""An outcome that comes or does not: how good predicted probabilities of it are.
 
-Every metric is a pure function of three arrays that `evaluate` has already checked:
-
-    y        float [n]     the outcome of each patient, 0 or 1
-    p        float [n]     the predicted probability of outcome 1, in [0, 1]
-    weights  float [b, n]  how often each patient counts, one row for each resample; no row is all zero
-
-and answers float [b], one value a row, NaN where that row cannot say. The point estimate is the case of one
-row of ones. The bootstrap draws its rows once and gives the same rows to every metric.
+Metrics take arrays that `evaluate` has already checked: y float [n], 0 or 1; p float [n], the predicted probability
+of outcome 1, in [0, 1]; weights float [b, n].
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from __future__ import annotations
+
 from functools import partial
-from typing import overload
+from typing import TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
-Metric = Callable[[Vector, Vector, Matrix], Vector]
+from cloister_shared.outcomes.judging import Array, Estimate, Matrix, Metric, Vector, judge
+
+Float = TypeVar("Float", np.float32, np.float64)
 
 CLIP = 1e-7  # probabilities nearer than this to 0 or 1 count as this near, so that their logit is finite
 NEWTON_STEPS = 100  # ordinary data need 4 to 8
 NEWTON_TOLERANCE = 1e-6  # stop when no patient's logit moves further; the error left is about its square
-CELLS = 200_000  # resample counts drawn at a time: 1.6 MB an array, 10 MB at the peak
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """One metric on `n` patients with its bootstrap interval. None where the data cannot say."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
-
-    def __str__(self) -> str:
-        if self.value is None:
-            return "not estimable"
-        if self.low is None or self.high is None:
-            return f"{self.value:.3f} (interval not estimable)"
-        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
 def evaluate(
@@ -64,23 +40,7 @@ def evaluate(
     y, p = _checked(y, p)
     if not 0 <= threshold <= 1:
         raise ValueError("Expected a threshold from 0 to 1.")
-    if not 0 < level < 1:
-        raise ValueError("Expected a level between 0 and 1.")
-    if resamples < 1:
-        raise ValueError("Expected at least one resample.")
-    n = len(y)
-    if n == 0:
-        return {name: Estimate(None, None, None, 0) for name in METRICS}
-
-    order = np.lexsort((y, -p))  # sorted once here, so that the metrics sort what is already in order
-    y, p = y[order], p[order]
-    metrics = _metrics(threshold)
-    points = {name: metric(y, p, np.ones((1, n))) for name, metric in metrics.items()}
-    draws: dict[str, list[Vector]] = {name: [] for name in metrics}
-    for weights in _resample_counts(n, resamples, np.random.default_rng(seed)):
-        for name, metric in metrics.items():
-            draws[name].append(metric(y, p, weights))
-    return {name: _estimate(points[name][0], np.concatenate(draws[name]), level, n) for name in metrics}
+    return judge(at_threshold(threshold), y, p, level=level, resamples=resamples, seed=seed)
 
 
 def of_counts(ill: Vector, well: Vector, *, threshold: float = 0.5) -> dict[str, float | None]:
@@ -94,11 +54,12 @@ def of_counts(ill: Vector, well: Vector, *, threshold: float = 0.5) -> dict[str,
     weights = np.concatenate([ill, well])[None]
     if not weights.any():
         return dict.fromkeys(METRICS)
-    found = {name: float(metric(y, p, weights)[0]) for name, metric in _metrics(threshold).items()}
+    found = {name: float(metric(y, p, weights)[0]) for name, metric in at_threshold(threshold).items()}
     return {name: value if np.isfinite(value) else None for name, value in found.items()}
 
 
-def _metrics(threshold: float) -> dict[str, Metric]:
+def at_threshold(threshold: float) -> dict[str, Metric]:
+    """METRICS of which a patient with p >= threshold is called positive."""
     return METRICS | {
         "accuracy": partial(accuracy, threshold=threshold),
         "sensitivity": partial(sensitivity, threshold=threshold),
@@ -212,6 +173,42 @@ METRICS: dict[str, Metric] = {
 }
 
 
+def probabilities(output: NDArray[np.float32]) -> Vector:
+    """Predicted probabilities of logits [n, 1]. What is no number counts as a coin.
+
+    A failure would say which rows a hostile model had been made for.
+    """
+    risk = sigmoid(output[:, 0].astype(np.float64))
+    return np.where(np.isnan(risk), 0.5, risk)
+
+
+def seen(output: NDArray[np.float32], y: NDArray[np.float32]) -> tuple[Array, Array]:
+    """Outcomes and probabilities, [n] each."""
+    return y.astype(np.float64), probabilities(output)
+
+
+def enough(y: Array, least: int) -> bool:
+    """Whether there are ``least`` rows of either outcome, so that a metric tells of no single patient."""
+    positives = int(np.count_nonzero(y))
+    return min(positives, len(y) - positives) >= least
+
+
+def cost(output: NDArray[np.float32], target: NDArray[np.float32]) -> float:
+    """Mean binary cross-entropy of logits [n, 1]: ``losses.binary`` without torch."""
+    logits = output[:, 0]
+    return float(np.sum(np.logaddexp(0, logits) - target * logits)) / len(target)
+
+
+def slope(output: NDArray[np.float32], target: NDArray[np.float32]) -> NDArray[np.float32]:
+    """How that changes with each logit; shape [n, 1]."""
+    return (sigmoid(output) - target[:, None]) / np.float32(len(target))
+
+
+def sigmoid(logits: NDArray[Float]) -> NDArray[Float]:
+    """1 / (1 + exp(-x)), whatever x is."""
+    return np.exp(-np.logaddexp(0, -logits))
+
+
 def reliability(y: ArrayLike, p: ArrayLike, bins: int = 10) -> list[tuple[float, float, int]]:
     """The calibration plot: ascending (mean predicted, observed fraction, patients) of each quantile bin.
 
@@ -247,24 +244,6 @@ def _numbers(values: ArrayLike) -> Vector:
     if array.dtype.kind not in "biuf":
         raise ValueError("Expected a plain list of numbers.")
     return array.astype(np.float64)
-
-
-def _resample_counts(n: int, resamples: int, generator: np.random.Generator) -> Iterator[Matrix]:
-    """Bootstrap counts [b, n] in blocks of bounded memory: n draws with replacement from n patients a row."""
-    even = np.full(n, 1 / n)
-    block = max(1, CELLS // n)
-    for start in range(0, resamples, block):
-        yield generator.multinomial(n, even, size=min(block, resamples - start)).astype(np.float64)
-
-
-def _estimate(point: float, draws: Vector, level: float, n: int) -> Estimate:
-    draws = draws[~np.isnan(draws)]
-    if np.isnan(point):
-        return Estimate(None, None, None, n)
-    if len(draws) == 0:
-        return Estimate(float(point), None, None, n)
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(float(point), float(low), float(high), n)
 
 
 def _threshold_curve(y: Vector, p: Vector, weights: Matrix) -> tuple[Matrix, Matrix]:

@@ -15,8 +15,8 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from cloister_shared.errors import WeightsBroken
-from cloister_shared.plan import Pretrained, StudyPlan
-from cloister_shared.tasks.zoo import task_of
+from cloister_shared.plan import StudyPlan
+from cloister_shared.tasks.task import Pretrained
 
 Entries = tuple[tuple[str, int], ...]
 
@@ -63,7 +63,7 @@ def untrained(plan: StudyPlan) -> nn.Module:
     """The plan's model with the seed's weights, wherever it is made; frozen layers ask for no gradient."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
-        model = task_of(plan).model(plan)
+        model = plan.task.network(plan.table)
     for name, part in model.named_parameters():
         part.requires_grad_(not name.startswith(plan.frozen))
     return model

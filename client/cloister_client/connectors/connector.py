@@ -1,0 +1,81 @@
+"""What every reader of a hospital's records offers, and the one that a ``site.yaml`` asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from cloister_client.site_file import SiteFile, read_site
+from cloister_shared.schema import Schema
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Connector(Protocol):
+    """Read-only, and only inside the hospital."""
+
+    @property
+    def site(self) -> SiteFile:
+        """The hospital's own file."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """Where that file is; paths in it, and in cells, are seen from there."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """What is read, in a word: a file's name, an address without a password."""
+        ...
+
+    def describe(self) -> tuple[str, ...]:
+        """What there is to read: names of columns, or codes.
+
+        Raises:
+            DataRefused: the records cannot be read.
+        """
+        ...
+
+    def rows(self, schema: Schema, also: tuple[str, ...] = ()) -> pd.DataFrame:
+        """The plan's columns under the plan's names, one row a record; the index is the row's number, from 1.
+
+        A cell is the hospital's own spelling of a value, or None. Of a series it is an array [k, 3] of hours, the
+        channel's number and the value in the plan's unit; of an image a path seen from ``folder``, or an array
+        [channels, *size] of the picture's own size; of a text, a molecule and everything else what is written there.
+
+        ``also`` names further columns, such as the split.
+
+        Raises:
+            DataRefused: the records or a column are missing, or the site's file and the plan do not agree.
+        """
+        ...
+
+    def count(self) -> int:
+        """How many records there are.
+
+        Raises:
+            DataRefused: they cannot be read.
+        """
+        ...
+
+    def factors(self, schema: Schema) -> dict[str, tuple[float, float]]:
+        """For each number feature whose unit differs here: multiply, then add, to reach the plan's unit.
+
+        Raises:
+            DataRefused: a unit is not known, or does not measure the same thing.
+        """
+        ...
+
+
+def open_records(site_yaml: Path) -> Connector:
+    """The connector that a ``site.yaml`` describes.
+
+    Raises:
+        DataRefused: there is no such file, or it is not text.
+        PlanRefused: it is malformed.
+    """
+    from cloister_client.connectors.table import TableConnector
+
+    return TableConnector(read_site(site_yaml), site_yaml.parent)

@@ -1,0 +1,94 @@
+"""A schema in words, for the people who approve a plan."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from cloister_shared.schema import (
+    Binary,
+    BooleanFeature,
+    CategoryFeature,
+    Classes,
+    Effect,
+    Feature,
+    ImageFeature,
+    Itself,
+    Labels,
+    Mask,
+    MoleculeFeature,
+    NumberFeature,
+    Quantity,
+    Schema,
+    SeriesFeature,
+    Survival,
+    Target,
+    TextFeature,
+    VectorFeature,
+)
+
+_SHOWN = 8
+"""Names of a list that are written out."""
+
+
+def predicts(schema: Schema) -> str:
+    """The outcome, and from how many features of which kinds."""
+    features = schema.features
+    kinds = Counter("yes/no" if feature.kind == "boolean" else feature.kind for feature in features)
+    order = ("number", "category", "yes/no")
+    ranked = sorted(kinds, key=lambda kind: order.index(kind) if kind in order else len(order))
+    shown = ", ".join(f"{kinds[kind]} {kind}" for kind in ranked)
+    many = f"{len(features)} feature{'' if len(features) == 1 else 's'}"
+    match schema.target:
+        case Itself():
+            return f"nothing: learns what is usual of {many} ({shown})"
+        case Effect(name=name, treatment=treatment):
+            return f"what {treatment} changes of {name} from {many} ({shown})"
+        case target:
+            return f"{target.name} from {many} ({shown})"
+
+
+def values(feature: Feature) -> str:
+    """Unit and range, or the values that it may have."""
+    match feature:
+        case NumberFeature(unit=unit, range=(low, high)):
+            return f"{unit or 'no unit'}, {low:g} to {high:g}"
+        case VectorFeature(length=length, unit=unit, range=(low, high)):
+            return f"{length} numbers, {unit or 'no unit'}, {low:g} to {high:g}"
+        case CategoryFeature(categories=categories):
+            return _listed(list(map(str, categories)))
+        case BooleanFeature():
+            return "yes or no"
+        case SeriesFeature(channels=channels, steps=steps, step_hours=hours):
+            return f"{_listed([channel.name for channel in channels])} over {steps} steps of {hours:g} h"
+        case ImageFeature(size=size, modality=modality):
+            return f"{' x '.join(map(str, size))} pixels{', ' + ' or '.join(modality) if modality else ''}"
+        case TextFeature(tokens=tokens):
+            return f"up to {tokens} tokens, hashed"
+        case MoleculeFeature(encoding=encoding):
+            return f"SMILES, as {encoding}"
+
+
+def outcome(target: Target) -> str:
+    """What the outcome may be."""
+    match target:
+        case Binary(positive=positive, negative=negative):
+            return f"{positive} against {negative}"
+        case Classes(classes=names):
+            return f"one of {_listed(list(map(str, names)))}"
+        case Labels(labels=names):
+            return f"any of {_listed(list(names))}"
+        case Quantity(unit=unit, range=(low, high)):
+            return f"{unit or 'no unit'}, {low:g} to {high:g}"
+        case Survival(event=event, cuts=cuts):
+            return f"time to {event}, in {len(cuts)} periods up to {cuts[-1]:g}"
+        case Mask(of=picture):
+            return f"a mask of {picture}"
+        case Itself(alarm=alarm):
+            return f"what is usual{f'; alarms are held against {alarm}' if alarm else ''}"
+        case Effect(treatment=treatment):
+            return f"with {treatment} or without"
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
