@@ -124,8 +124,8 @@ class Consortium:
         self.site(name, "approve", study, "--officer", OFFICER, "--key", str(self.key(name)), "--yes")
 
     def everywhere(self, work: Callable[[str], Made]) -> list[Made]:
-        """The same at all hospitals, some at once."""
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        """The same at all hospitals, at once."""
+        with ThreadPoolExecutor(len(self.sites)) as pool:
             return list(pool.map(work, self.sites))
 
     def submit(self, plan: StudyPlan) -> None:
