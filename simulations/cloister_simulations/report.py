@@ -188,7 +188,7 @@ def _arm_table(comparison: Comparison) -> Table:
     if any(arm.kind == "alone" for arm in by_arm(comparison)):
         notes.append("Alone: each hospital's own model on its own patients, then all patients taken together.")
     shown = fill(f"{title(judged.headline)} ({level} interval)", 20)
-    heads = (shown, "over seeds", *(fill(narrow(name), 11) for name in judged.beside), "ε")
+    heads = (shown, "over seeds", *(fill(narrow(name), 9) for name in judged.beside), "ε")
     table = _table("How well does it predict?", notes, *heads)
     for row in arm_rows(comparison):
         others = (text(row[name], interval=False) for name in judged.beside)
