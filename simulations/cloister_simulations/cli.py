@@ -259,16 +259,18 @@ def _line(result: Result, headline: str) -> str:
 
 def _tell(typed: str, found: Comparison, console: Console) -> None:
     """The tables, where the report is, and what to try next."""
-    from cloister_simulations import report
+    from cloister_simulations import models, report
     from cloister_simulations.scenario import shipped
 
-    path = report.write(found)
+    path, exported = report.write(found), models.export(found)
     for table in report.tables(found):
         console.print()
         console.print(table)
     if found.reproducible_noise:
         console.print("NOISE REPRODUCIBLE: this run gives no privacy.", style="bold red")
     console.print(f"\nReport   {path}", soft_wrap=True)
+    for folder in exported:
+        console.print(f"Model    {folder}", soft_wrap=True)
     name, site = found.scenario.name, max(found.rows, key=lambda site: found.rows[site]["train"])
     other = next((n for n in ("generated-ehr", "breast-cancer") if n != name and n in shipped()), name)
     console.print("\nWhat to try next", style="bold")
