@@ -24,7 +24,7 @@ from cloister_shared.layout import gathered, layout_of, with_weights
 from cloister_shared.model_file import WEIGHTS, Constants, Model
 from cloister_shared.objective import objective_of
 from cloister_shared.plan import StudyPlan
-from cloister_shared.schema import Itself, Schema, columns
+from cloister_shared.schema import Itself, Schema, columns, scalars
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def read_new(data: Path, site_yaml: Path, schema: Schema) -> NewRows:
 def _as_it_is(connector: TableConnector, own: SiteFile, schema: Schema) -> tuple[Connector, Schema]:
     """A table without outcomes, perhaps without patients' ids, by the hospital's own names where it has them."""
     there, table = set(connector.describe()), own.table
-    used = {*(feature.name for feature in schema.features), schema.patient_id}
+    used = {*(feature.name for feature in (*schema.features, *scalars(schema))), schema.patient_id}
     named = {name: column for name, column in table.columns.items() if name in used and column in there}
     units = {n: unit for n, unit in table.units.items() if n in used and (n in named or n not in table.columns)}
     file = TableFile(path=connector.site.table.path, columns=named, units=units)
