@@ -79,8 +79,7 @@ def load_dataset(connector: Connector, plan: StudyPlan) -> Dataset:
     split = plan.evaluation.split_column
     frame = connector.rows(schema, (split,) if split else ())
     report = QualityReport(site, len(frame), [])
-    values, keep = _scalars(frame, schema, connector.factors(schema), report)
-    shaped = [_shaped(block.feature, frame, connector.folder, report) for block in blocks(schema)]
+    x, keep = _inputs(frame, schema, connector, report)
     y = outcomes(frame, schema, connector.folder, report)
     _check_whole_rows(frame, plan, report, keep)
     bad = report.bad_rows
@@ -91,11 +90,7 @@ def load_dataset(connector: Connector, plan: StudyPlan) -> Dataset:
             mend="Correct these rows, or raise table.max_bad_rows in the plan to leave them out.",
         )
     keep &= ~np.isin(np.arange(1, len(frame) + 1), bad)
-    everything = columns(schema)
-    x = np.concatenate(
-        [*(encode(column, values).astype(np.float32)[:, None] for column in everything), *shaped], axis=1
-    )[keep]
-    y = y[keep]
+    x, y = x[keep], y[keep]
     if isinstance(schema.target, Itself):
         y = np.concatenate([x, y[:, None]], axis=1, dtype=np.float64)
     patients, keys = _patients(frame, plan, keep)
@@ -112,7 +107,33 @@ def load_dataset(connector: Connector, plan: StudyPlan) -> Dataset:
             f" {plan.cohort.min_patients}.",
             mend="Leave this study to larger hospitals, or have cohort.min_patients lowered in the plan.",
         )
-    return Dataset(everything, train, test, report, connector.site.accepts)
+    return Dataset(columns(schema), train, test, report, connector.site.accepts)
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """Records without outcomes, in the order of their file: inputs [n, width] before centring and scaling."""
+
+    x: Tensor
+    read: NDArray[np.bool_]
+    """Which of them meet the plan's schema; the inputs of others mean nothing."""
+    patients: list[str] | None
+    quality: QualityReport
+
+
+def new_rows(connector: Connector, schema: Schema) -> NewRows:
+    """Records to be scored, whose outcome nobody knows; of ``schema`` without a patient id none is read.
+
+    Raises:
+        DataRefused: the records or a column are missing.
+    """
+    schema = schema.model_copy(update={"target": Itself(kind="itself")})
+    frame = connector.rows(schema)
+    report = QualityReport(connector.site.site, len(frame), [])
+    x, read = _inputs(frame, schema, connector, report)
+    read &= ~np.isin(np.arange(1, len(frame) + 1), report.bad_rows)
+    patients = words(frame[schema.patient_id]).tolist() if schema.patient_id else None
+    return NewRows(torch.from_numpy(x), read, patients, report)
 
 
 def normalised(rows: Rows, everything: Sequence[Column], constants: Sequence[tuple[float, float]]) -> Rows:
@@ -126,6 +147,16 @@ def normalised(rows: Rows, everything: Sequence[Column], constants: Sequence[tup
 
 
 # --- features ----------------------------------------------------------------------------------------------
+def _inputs(
+    frame: pd.DataFrame, schema: Schema, connector: Connector, report: QualityReport
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """All inputs of all records, and which of these have none missing that the plan drops."""
+    values, keep = _scalars(frame, schema, connector.factors(schema), report)
+    shaped = [_shaped(block.feature, frame, connector.folder, report) for block in blocks(schema)]
+    single = [encode(column, values).astype(np.float32)[:, None] for column in columns(schema)]
+    return np.concatenate([*single, *shaped], axis=1), keep
+
+
 def _scalars(
     frame: pd.DataFrame, schema: Schema, factors: dict[str, tuple[float, float]], report: QualityReport
 ) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:

@@ -14,21 +14,26 @@ table:
 path: table.csv                  # beside this file
 columns: {age: AGE_YEARS}        # a feature's name in the plan: its column here, where they differ
 units: {weight: lb, creatinine: {unit: umol/L, factor: 0.0113}}   # where the unit is not the plan's
+
+In the place of ``table``, a source that an installed package reads (docs/guides/new-task.md):
+
+connector: {name: json-lines, path: visits.jsonl}   # the connector's name, and its own terms
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from cloister_client.consent import MIN_COHORT, Policy
 from cloister_shared.errors import DataRefused
 from cloister_shared.names import SiteName
 from cloister_shared.plan import Mechanism
 from cloister_shared.plan_file import load, parse
-from cloister_shared.terms import Name, Positive, Slug, Terms
+from cloister_shared.terms import Broken, Name, Positive, Slug, Terms
 
 
 class Converted(Terms):
@@ -46,6 +51,19 @@ class TableFile(Terms):
     units: dict[Name, Annotated[str | Converted, Field(union_mode="left_to_right")]] = Field(
         default_factory=dict[str, "str | Converted"]
     )
+
+
+class ThirdParty(BaseModel):
+    """A source that a package of another maker reads; only that package knows the terms beside ``name``."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False)
+
+    name: Slug
+
+    @property
+    def terms(self) -> dict[str, object]:
+        """What is written beside the name."""
+        return dict(self.model_extra or {})
 
 
 class PolicyTerms(Terms):
@@ -71,7 +89,8 @@ class SiteFile(Terms):
     policy: PolicyTerms = PolicyTerms()
     proxy: Annotated[str, StringConstraints(pattern=r"^http://\S+$")] | None = None
     """Of the agent's connections to the coordinator; its password, if it has one, stays in this file."""
-    table: TableFile
+    table: TableFile = TableFile(path="")
+    connector: ThirdParty | None = None
 
     @property
     def accepts(self) -> Policy:
@@ -94,4 +113,13 @@ def read_site(site_yaml: Path) -> SiteFile:
         raise DataRefused(
             f"{site_yaml} cannot be read ({type(error).__name__}).", mend="Give a site.yaml in UTF-8 that you may read."
         ) from None
-    return parse(SiteFile, load(text, site_yaml.name))
+    return parse(SiteFile, load(text, site_yaml.name), _broken)
+
+
+def _broken(site: SiteFile) -> Iterator[Broken]:
+    """One source of records."""
+    sources = [name for name in ("table", "connector") if name in site.model_fields_set]
+    if not sources:
+        yield Broken(("table",), "is missing", "Add table: {path: FILE}, or connector in its place.")
+    for name in sources[1:]:
+        yield Broken((name,), f"stands beside {sources[0]}", "Name one source of records.")

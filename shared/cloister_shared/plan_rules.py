@@ -145,12 +145,13 @@ def _privacy(plan: StudyPlan) -> Iterator[Broken]:
             "lets every row move every other row's inputs, so no per-row clip holds under DP",
             "Write method: plan or method: federated.",
         )
-    if plan.personalisation.fine_tune_steps:
-        yield Broken(
-            ("personalisation", "fine_tune_steps"),
-            "would report metrics of a model trained without noise, which epsilon does not cover",
-            "Write 0, or mechanism: none.",
-        )
+    for key, mend in {"fine_tune_steps": "Write 0", "ditto": "Take it out"}.items():
+        if getattr(plan.personalisation, key):
+            yield Broken(
+                ("personalisation", key),
+                "would report metrics of a model trained without noise, which epsilon does not cover",
+                f"{mend}, or mechanism: none.",
+            )
 
 
 def _site_level(plan: StudyPlan) -> Iterator[Broken]:

@@ -87,6 +87,8 @@ class Result:
     """Spent by each hospital, by its own ledger."""
     tuned: dict[str, Metrics] = field(default_factory=dict[str, Metrics])
     """After local fine-tuning, where the plan has it."""
+    ditto: dict[str, Metrics] = field(default_factory=dict[str, Metrics])
+    """Of each hospital's own model, trained beside the federation, where the plan has them."""
     rejected: list[str] = field(default_factory=list[str])
     """Who missed which round, and why."""
     learned: dict[str, float | None] = field(default_factory=dict[str, float | None])
@@ -277,6 +279,7 @@ def run_federated(
     judged = {name: _estimates(estimates, len(said[name][0])) for name, estimates in sent.items()}
     result.sites = {name: judged.get(name, {}).get("final", {}) for name in sites}
     result.tuned = {name: found["fine-tuned"] for name, found in judged.items() if found.get("fine-tuned")}
+    result.ditto = {name: found["ditto"] for name, found in judged.items() if found.get("ditto")}
     result.rejected = [
         f"round {record['round']}, {name}: {reason}" for record in rounds for name, reason in record["rejected"].items()
     ] + [f"final evaluation, {name}: {reason}" for name, reason in final.silent.items()]
@@ -433,6 +436,7 @@ def result_from_json(value: Mapping[str, Any]) -> Result:
             "overall": metrics(value["overall"]),
             "sites": {site: metrics(found) for site, found in value["sites"].items()},
             "tuned": {site: metrics(found) for site, found in value["tuned"].items()},
+            "ditto": {site: metrics(found) for site, found in value.get("ditto", {}).items()},
             "reliability": [tuple(point) for point in value["reliability"]],
         }
     )

@@ -97,6 +97,7 @@ KINDS = {
         "task": {"model": "mlp", "hidden": [4], "norm": "batch"},
         "personalisation": {"local_layers": ["norm"]},
     },
+    "ditto": {"personalisation": {"ditto": {"lam": 0.5, "steps": 2}}},
 }
 
 
