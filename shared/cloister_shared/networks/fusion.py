@@ -65,7 +65,7 @@ class Fusion(nn.Module):
     """Layers ``scalars`` and ``parts``, the latter one for each block, and ``head``.
 
     A block of zeros was not recorded: what its encoder would say is then 0, and the head is told so by one more input
-    for each block. So a hospital without a picture trains the rest, and a picture's encoder moves by those who have one.
+    for each block. So a hospital without pictures trains the rest, and their encoder moves by those who have some.
     """
 
     def __init__(self, columns: int, blocks: Sequence[Block], width: int, hidden: Sequence[int], outputs: int) -> None:

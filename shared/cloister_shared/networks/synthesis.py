@@ -42,7 +42,7 @@ class Table(nn.Module):
     def output(self, logits: Tensor, *more: Tensor) -> Tensor:
         """Shape [n, inputs + values + …]."""
         expected: list[Tensor] = []
-        for part, own in zip(self.parts, logits.split(self.sizes, dim=1), strict=True):
+        for part, own in zip(self.parts, apart(logits, self.sizes), strict=True):
             chance = own.softmax(dim=1)
             if part.centres:
                 expected.append(chance @ torch.tensor(part.centres, device=chance.device)[:, None])
@@ -101,7 +101,7 @@ class Autoencoder(Table):
     def forward(self, x: Tensor) -> Tensor:
         """Shape [n, inputs] to [n, inputs + values + 2 * latent]; the last are mean and log-variance of the code."""
         known = one_hot(self.parts, values_of(self.parts, x))
-        mean, spread = self.code(functional.relu(self.into(known))).split(self.latent, dim=1)
+        mean, spread = apart(self.code(functional.relu(self.into(known))), [self.latent, self.latent])
         spread = spread.clamp(-8, 4)
         code = mean + (spread / 2).exp() * self._noise(known) if self.training else mean
         return self.output(self._logits(code), mean, spread)
@@ -118,7 +118,7 @@ class Autoencoder(Table):
             self.values, 2 * self.latent, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
         )
         even = (known.double() @ directions.to(known.device) * 1e4).remainder(1.0)
-        radius, angle = even.split(self.latent, dim=1)
+        radius, angle = apart(even, [self.latent, self.latent])
         normal = (-2 * radius.clamp(min=1e-12).log()).sqrt() * (2 * torch.pi * angle).cos()  # Box and Muller 1958
         return normal.to(known.dtype)
 
@@ -126,7 +126,13 @@ class Autoencoder(Table):
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """So many rows of values, int64 [count, parts]."""
         logits = self._logits(torch.randn(count, self.latent, generator=generator))
-        return torch.stack([_drawn(own, generator) for own in logits.split(self.sizes, dim=1)], dim=1)
+        return torch.stack([_drawn(own, generator) for own in apart(logits, self.sizes)], dim=1)
+
+
+def apart(side_by_side: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Columns [n, sum of sizes] as one tensor for each size."""
+    ends = accumulate(sizes, initial=0)
+    return [side_by_side[:, start:end] for start, end in pairwise(ends)]
 
 
 def values_of(parts: Sequence[Part], x: Tensor) -> Tensor:
@@ -148,7 +154,7 @@ def one_hot(parts: Sequence[Part], values: Tensor) -> Tensor:
 
 
 def likelihood(parts: Sequence[Part], latent: int = 0) -> Loss:
-    """Minus the log of the chance of each record's values; with ``latent``, the bound of it that Kingma and Welling use."""
+    """Minus the log of the chance of each record's values; with ``latent``, an autoencoder's bound of it."""
     sizes = [part.size for part in parts]
     inputs, values = sum(part.columns for part in parts), sum(sizes)
     ends = list(accumulate([inputs, values, latent, latent] if latent else [inputs, values]))
@@ -158,7 +164,7 @@ def likelihood(parts: Sequence[Part], latent: int = 0) -> Loss:
         own = values_of(parts, target[:, :inputs])
         each = [
             functional.cross_entropy(said, own[:, at], reduction="none")
-            for at, said in enumerate(logits.split(sizes, dim=1))
+            for at, said in enumerate(apart(logits, sizes))
         ]
         cost = torch.stack(each).sum(dim=0)
         if code:

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 Cells = dict[str, NDArray[Any]]
 
+LATENT, HIDDEN = 8, 64
+"""Of model vae where the plan does not say: numbers of the code, and units between it and the table."""
+
 
 class Synthetic(TaskTerms):
     """Layers are called ``heads.0``, … (chain), or ``into``, ``code``, ``out`` and ``head`` (vae)."""
@@ -43,8 +46,8 @@ class Synthetic(TaskTerms):
     bins: Annotated[int, Field(ge=2, le=256)] = 16
     """Parts of a number's range, or of its mean and three deviations around it. A range of so many whole numbers or
     fewer is taken number by number."""
-    latent: Count = 8
-    hidden: Count = 64
+    latent: Count = LATENT
+    hidden: Count = HIDDEN
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -60,9 +63,8 @@ class Synthetic(TaskTerms):
         """Terms that do not go together."""
         if many := [f.name for f in schema.features if isinstance(f, Shaped)]:
             yield Broken(("name",), f"draws no {many[0]}, which is not one number", "Take it out.")
-        given = {"latent", "hidden"} & self.model_fields_set
-        if self.model == "chain" and given:
-            key = min(given)
+        if self.model == "chain" and (self.latent, self.hidden) != (LATENT, HIDDEN):
+            key = "latent" if self.latent != LATENT else "hidden"
             yield Broken((key,), "belongs to model vae", f"Write model: vae, or take {key} out.")
 
     def network(self, schema: Schema) -> nn.Module:
@@ -91,7 +93,8 @@ class Synthetic(TaskTerms):
             cells[feature.name] = self._cells(feature, drawn[:, at], chance)
             at += 1
             if feature.missing == "indicator":
-                cells[feature.name] = np.where(drawn[:, at] > 0, None, cells[feature.name].astype(object))
+                cells[feature.name] = cells[feature.name].astype(object)
+                cells[feature.name][drawn[:, at] > 0] = None
                 at += 1
         return cells
 
