@@ -143,7 +143,10 @@ def normalised(rows: Rows, everything: Sequence[Column], constants: Sequence[tup
     if at:
         centre, scale = torch.tensor(list(constants), dtype=torch.float32).T
         x[:, at] = (x[:, at] - centre) / scale
-    return Rows(x, rows.y, rows.patients)
+    y = rows.y
+    if y.shape[1:] == (x.shape[1] + 1,) and torch.equal(y[:, :-1], rows.x):  # what is usual: the inputs themselves
+        y = torch.cat([x, y[:, -1:]], dim=1)
+    return Rows(x, y, rows.patients)
 
 
 # --- features ----------------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ connector. Every source is deterministic: the same terms give the same bytes.
 
     breast-cancer   comes with scikit-learn, split here      heart-disease   four real hospitals
     generated-ehr   drawn here from a known risk             readmission     real encounters, proxy hospitals
+    censored-ehr    drawn from a known hazard                eicu            real stays, networks of real hospitals
+    trial           drawn with a known effect                multimodal-ehr  drawn: pictures, notes and a table
     tables          your own
 """
 
@@ -23,6 +25,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from cloister_shared.errors import DataRefused
 from cloister_simulations.generated import GeneratedEhr, generated_ehr
 from cloister_simulations.site_folder import Hospital, apportion, invented_names, write
+from cloister_simulations.sources.censored import CensoredEhr, censored_ehr
+from cloister_simulations.sources.eicu import EicuDemo, eicu
+from cloister_simulations.sources.multimodal import MultimodalEhr, multimodal_ehr
+from cloister_simulations.sources.trial import Trial, trial
 
 Seed = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -70,7 +76,10 @@ class Tables(_Terms):
     sites: tuple[str, ...] = Field(min_length=2)
 
 
-Source = Annotated[BreastCancer | HeartDisease | Readmission | GeneratedEhr | Tables, Field(discriminator="source")]
+Source = Annotated[
+    BreastCancer | HeartDisease | Readmission | GeneratedEhr | CensoredEhr | EicuDemo | MultimodalEhr | Trial | Tables,
+    Field(discriminator="source"),
+]
 
 
 # --- on disk -----------------------------------------------------------------------------------------------
@@ -94,6 +103,14 @@ def build(source: Source, folder: Path) -> list[Path]:
             hospitals, suffix = _readmission(source), "parquet"
         case GeneratedEhr():
             hospitals, suffix = generated_ehr(source), "csv"
+        case CensoredEhr():
+            hospitals, suffix = censored_ehr(source), "csv"
+        case EicuDemo():
+            hospitals, suffix = eicu(source), "csv"
+        case MultimodalEhr():
+            hospitals, suffix = multimodal_ehr(source, folder), "csv"
+        case Trial():
+            hospitals, suffix = trial(source), "csv"
     return sorted(write(hospital, folder / hospital.site, f"table.{suffix}") for hospital in hospitals)
 
 

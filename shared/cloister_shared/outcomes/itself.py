@@ -15,8 +15,11 @@ FALSE_ALARMS = 0.05
 
 
 def seen(output: NDArray[np.float32], y: NDArray[np.float32]) -> tuple[Array, Array]:
-    """Of outputs [n, k] and inputs with the alarm behind them [n, k + 1]: alarms due, and mean squared errors."""
-    inputs = y[:, :-1].astype(np.float64)
+    """Of outputs [n, k] and inputs with the alarm behind them [n, k + 1]: alarms due, and mean squared errors.
+
+    What a model says beyond k numbers is for its own loss.
+    """
+    inputs, output = y[:, :-1].astype(np.float64), output[:, : y.shape[1] - 1]
     known = ~np.isnan(inputs)
     with np.errstate(over="ignore", invalid="ignore"):
         squares = np.where(known, np.square(output.astype(np.float64) - inputs), 0.0)

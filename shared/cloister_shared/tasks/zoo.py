@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Protocol, runtime_checkable
 from pydantic import Field
 
 from cloister_shared.schema import Schema
+from cloister_shared.tasks.cox import Cox
+from cloister_shared.tasks.effect import TreatmentEffect
+from cloister_shared.tasks.multimodal import Multimodal
+from cloister_shared.tasks.synthetic import Synthetic
 from cloister_shared.tasks.tabular import Tabular
+from cloister_shared.tasks.tabular_transformer import TabularTransformer
 from cloister_shared.tasks.task import Augment, Augmentation
 
 if TYPE_CHECKING:
@@ -16,7 +21,7 @@ if TYPE_CHECKING:
     from cloister_shared.networks.losses import Loss
 
 Task = Annotated[
-    Tabular,
+    Tabular | TabularTransformer | Cox | TreatmentEffect | Synthetic | Multimodal,
     Field(discriminator="name"),
 ]
 
