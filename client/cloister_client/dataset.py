@@ -168,7 +168,8 @@ def _shaped(feature: Shaped, frame: pd.DataFrame, folder: Path, report: QualityR
 
 def _check_whole_rows(frame: pd.DataFrame, plan: StudyPlan, report: QualityReport, keep: NDArray[np.bool_]) -> None:
     if plan.table.duplicates != "allow":
-        again = frame.duplicated().to_numpy()
+        shaped = {f.name: frame[f.name].map(_hashable) for f in plan.table.features if isinstance(f, Shaped)}
+        again = frame.assign(**shaped).duplicated().to_numpy()
         if plan.table.duplicates == "drop":
             keep &= ~again
         else:
@@ -188,6 +189,10 @@ def _check_whole_rows(frame: pd.DataFrame, plan: StudyPlan, report: QualityRepor
             patient = words(frame[plan.table.patient_id])
             both = np.intersect1d(patient[part == "train"], patient[part == "test"])
             note(column, "patient in both train and test", (patient != "") & np.isin(patient, both))
+
+
+def _hashable(cell: Any) -> Any:
+    return cell.tobytes() if isinstance(cell, np.ndarray) else cell
 
 
 # --- patients and splits -------------------------------------------------------------------------------------

@@ -14,10 +14,12 @@ table:
 path: table.csv                  # beside this file
 columns: {age: AGE_YEARS}        # a feature's name in the plan: its column here, where they differ
 units: {weight: lb, creatinine: {unit: umol/L, factor: 0.0113}}   # where the unit is not the plan's
+series: {path: vitals.csv, row: STAY, minutes: OFFSET, name: PARAMETER, value: VALUE}   # one measurement a row
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,7 +30,7 @@ from cloister_shared.errors import DataRefused
 from cloister_shared.names import SiteName
 from cloister_shared.plan import Mechanism
 from cloister_shared.plan_file import load, parse
-from cloister_shared.terms import Name, Positive, Slug, Terms
+from cloister_shared.terms import Broken, Name, Positive, Slug, Terms
 
 
 class Converted(Terms):
@@ -36,6 +38,33 @@ class Converted(Terms):
 
     unit: str
     factor: Positive
+
+
+class SeriesFile(Terms):
+    """A file beside the table with one measurement a row: of which record, when, what, and how much.
+
+    ``row`` is the column that names the record, here and in the table. ``hours`` or ``minutes`` is that of the time
+    since the record's start. A channel's name and unit are told as a column's are, by ``columns`` and ``units``.
+    """
+
+    path: str
+    row: str
+    hours: str | None = None
+    minutes: str | None = None
+    name: str
+    value: str
+
+
+class WaveformFiles(Terms):
+    """WFDB records (PhysioNet's format) in a folder, of which each row of the table is a stretch.
+
+    ``record`` is the table's column of the record's name, ``seconds`` that of where in it the stretch begins; a row is
+    of the record's start without it. A channel is a signal of that name, or of the one that ``columns`` gives.
+    """
+
+    path: str
+    record: str
+    seconds: str | None = None
 
 
 class TableFile(Terms):
@@ -46,6 +75,8 @@ class TableFile(Terms):
     units: dict[Name, Annotated[str | Converted, Field(union_mode="left_to_right")]] = Field(
         default_factory=dict[str, "str | Converted"]
     )
+    series: SeriesFile | None = None
+    waveforms: WaveformFiles | None = None
 
 
 class PolicyTerms(Terms):
@@ -94,4 +125,12 @@ def read_site(site_yaml: Path) -> SiteFile:
         raise DataRefused(
             f"{site_yaml} cannot be read ({type(error).__name__}).", mend="Give a site.yaml in UTF-8 that you may read."
         ) from None
-    return parse(SiteFile, load(text, site_yaml.name))
+    return parse(SiteFile, load(text, site_yaml.name), _broken)
+
+
+def _broken(site: SiteFile) -> Iterator[Broken]:
+    series = site.table.series
+    if series and (series.hours is None) == (series.minutes is None):
+        yield Broken(
+            ("table", "series"), "names no column of the time, or two", "Give the column as hours: or as minutes:."
+        )

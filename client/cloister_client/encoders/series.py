@@ -24,6 +24,7 @@ def encode(feature: SeriesFeature, cells: NDArray[Any], report: ColumnReport) ->
     empty = np.zeros(len(cells), bool)
     for row, cell in enumerate(cells):
         events = np.zeros((0, 3)) if cell is None or not isinstance(cell, np.ndarray) else cell
+        events = events[np.lexsort(events.T)]  # a sum's last bit shall not depend on the order of a file
         step, channel = np.floor(events[:, 0] / feature.step_hours), events[:, 1].astype(np.int64)
         value = events[:, 2]
         with np.errstate(invalid="ignore"):
