@@ -17,7 +17,7 @@ from torch import Tensor
 from cloister_client.connectors.connector import Connector
 from cloister_client.consent import Policy
 from cloister_client.encoders import image, molecule, series, text
-from cloister_client.encoders.outcomes import counted, outcomes
+from cloister_client.encoders.outcomes import counted, itself, outcomes
 from cloister_client.encoders.scalars import encode, parse, words
 from cloister_client.quality import ColumnReport, QualityReport, note
 from cloister_shared.errors import CohortTooSmall, DataRefused
@@ -97,7 +97,7 @@ def load_dataset(connector: Connector, plan: StudyPlan) -> Dataset:
     )[keep]
     y = y[keep]
     if isinstance(schema.target, Itself):
-        y = np.concatenate([x, y[:, None]], axis=1, dtype=np.float64)
+        y = np.concatenate([itself(x, schema), y[:, None]], axis=1, dtype=np.float64)
     patients, keys = _patients(frame, plan, keep)
     testing = _testing(frame, plan, keep, patients, keys)
     report.patients, report.outcomes = len(keys), counted(y, schema)

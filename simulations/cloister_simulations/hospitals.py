@@ -5,7 +5,9 @@ connector. Every source is deterministic: the same terms give the same bytes.
 
     breast-cancer   comes with scikit-learn, split here      heart-disease   four real hospitals
     generated-ehr   drawn here from a known risk             readmission     real encounters, proxy hospitals
-    tables          your own
+    generated-stays drawn here, with vitals over time        physionet2012   real stays, proxy hospitals
+    tables          your own                                 eicu-vitals     groups of real hospitals
+                                                             ecg             one real recording, proxy hospitals
 """
 
 from __future__ import annotations
@@ -23,6 +25,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from cloister_shared.errors import DataRefused
 from cloister_simulations.generated import GeneratedEhr, generated_ehr
 from cloister_simulations.site_folder import Hospital, apportion, invented_names, write
+from cloister_simulations.sources.ecg import Ecg, ecg
+from cloister_simulations.sources.eicu_vitals import EicuVitals, eicu_vitals
+from cloister_simulations.sources.generated_stays import GeneratedStays, generated_stays
+from cloister_simulations.sources.physionet import PhysioNet, physionet
 
 Seed = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -70,7 +76,10 @@ class Tables(_Terms):
     sites: tuple[str, ...] = Field(min_length=2)
 
 
-Source = Annotated[BreastCancer | HeartDisease | Readmission | GeneratedEhr | Tables, Field(discriminator="source")]
+Source = Annotated[
+    BreastCancer | HeartDisease | Readmission | GeneratedEhr | GeneratedStays | PhysioNet | EicuVitals | Ecg | Tables,
+    Field(discriminator="source"),
+]
 
 
 # --- on disk -----------------------------------------------------------------------------------------------
@@ -94,6 +103,14 @@ def build(source: Source, folder: Path) -> list[Path]:
             hospitals, suffix = _readmission(source), "parquet"
         case GeneratedEhr():
             hospitals, suffix = generated_ehr(source), "csv"
+        case GeneratedStays():
+            hospitals, suffix = generated_stays(source), "csv"
+        case PhysioNet():
+            hospitals, suffix = physionet(source, data_folder("physionet2012")), "parquet"
+        case EicuVitals():
+            hospitals, suffix = eicu_vitals(source, data_folder("eicu_demo")), "parquet"
+        case Ecg():
+            hospitals, suffix = ecg(source, data_folder("wfdb_samples")), "csv"
     return sorted(write(hospital, folder / hospital.site, f"table.{suffix}") for hospital in hospitals)
 
 

@@ -31,7 +31,7 @@ def encode(feature: SeriesFeature, cells: NDArray[Any], report: ColumnReport) ->
             kept = (step >= 0) & (step < steps) & (value >= low[channel]) & (value <= high[channel])
         at = step[kept].astype(np.int64) * channels + channel[kept]
         counts = np.bincount(at, minlength=steps * channels).reshape(steps, channels)
-        sums = np.bincount(at, weights=value[kept], minlength=steps * channels).reshape(steps, channels)
+        sums = np.bincount(at, weights=value[kept], minlength=steps * channels).reshape(steps, channels).astype(float)
         known = counts > 0
         mean = np.divide(sums, counts, out=np.zeros_like(sums), where=known)
         x[row, :, :channels] = np.where(known, (mean - centre) / scale, 0.0)

@@ -7,12 +7,11 @@ that value was taken (Che et al. 2018). None of it has a parameter, and no recor
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-
-Encoder = Literal["gru", "lstm", "transformer"]
 
 HEADS = 4
 """Of the transformer's attention."""
@@ -21,45 +20,66 @@ SUMMARIES = 7
 """Numbers that ``summaries`` makes of one channel."""
 
 
-class Series(nn.Module):
-    """From [n, columns + steps * 2 * channels] to outputs [n, outputs].
+@dataclass(frozen=True)
+class Grid:
+    """How a record's inputs lie: so many scalars, then steps of so many values and as many masks."""
 
-    A GRU or LSTM says its last state, a transformer the mean over its steps. ``head`` sees that beside the ``columns``,
-    the scalars that come first in a record's inputs, and, if asked for, each channel's summaries.
+    scalars: int
+    steps: int
+    channels: int
+
+    def parted(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of [n, width] scalars [n, scalars], values and masks, both [n, steps, channels]."""
+        values, taken = x[:, self.scalars :].unflatten(1, (self.steps, 2 * self.channels)).split(self.channels, dim=2)
+        return x[:, : self.scalars], values, taken
+
+
+class SeriesNetwork(nn.Module):
+    """From [n, width] to outputs [n, outputs].
+
+    A GRU or LSTM says its last state, a transformer the mean over its steps. ``head`` (or ``hidden`` before it) sees
+    that beside the scalars and, if asked for, each channel's summaries.
     """
 
     def __init__(
         self,
-        columns: int,
-        steps: int,
-        channels: int,
+        grid: Grid,
         outputs: int,
-        encoder: Encoder,
+        model: Literal["gru", "lstm", "transformer"],
         units: int,
-        layers: int = 1,
+        depth: int = 1,
         summarise: bool = False,
+        hidden: int | None = None,
     ) -> None:
         super().__init__()
-        self.columns, self.steps, self.channels, self.summarise = columns, steps, channels, summarise
-        if encoder == "transformer":
-            self.encoder: nn.Module = Transformer(3 * channels, steps, units, layers)
-        else:
-            self.encoder = (nn.GRU if encoder == "gru" else nn.LSTM)(
-                3 * channels, units, num_layers=layers, batch_first=True
-            )
-        self.head = nn.Linear(units + columns + SUMMARIES * channels * summarise, outputs)
+        self.grid, self.summarise = grid, summarise
+        self.encoder = encoder(model, 3 * grid.channels, grid.steps, units, depth)
+        joined = units + grid.scalars + SUMMARIES * grid.channels * summarise
+        self.hidden = nn.Linear(joined, hidden) if hidden else None
+        self.head = nn.Linear(hidden or joined, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, hazards or whatever the loss makes of them."""
-        scalars, grid = x[:, : self.columns], x[:, self.columns :].unflatten(1, (self.steps, 2 * self.channels))
-        values, taken = grid.split(self.channels, dim=2)
+        scalars, values, taken = self.grid.parted(x)
         values = squashed(values)
         carried, since = carried_forward(values, taken)
         said = self.encoder(torch.cat([carried, taken, since], dim=2))
         parts = [said.mean(1) if isinstance(said, Tensor) else said[0][:, -1], scalars]
         if self.summarise:
             parts.append(summaries(values, taken, carried, since).flatten(1))
-        return self.head(torch.cat(parts, dim=1))
+        joined = torch.cat(parts, dim=1)
+        return self.head(joined if self.hidden is None else self.hidden(joined).relu())
+
+
+def encoder(model: Literal["gru", "lstm", "transformer"], inputs: int, steps: int, units: int, depth: int) -> nn.Module:
+    """From [n, steps, inputs]: a recurrent one says torch's pair, a transformer [n, steps, units]."""
+    match model:
+        case "gru":
+            return nn.GRU(inputs, units, num_layers=depth, batch_first=True)
+        case "lstm":
+            return nn.LSTM(inputs, units, num_layers=depth, batch_first=True)
+        case "transformer":
+            return Transformer(inputs, steps, units, depth)
 
 
 class Transformer(nn.Module):
