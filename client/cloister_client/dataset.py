@@ -17,7 +17,7 @@ from torch import Tensor
 from cloister_client.connectors.connector import Connector
 from cloister_client.consent import Policy
 from cloister_client.encoders import image, molecule, series, text
-from cloister_client.encoders.outcomes import counted, outcomes
+from cloister_client.encoders.outcomes import counted, itself, outcomes
 from cloister_client.encoders.scalars import encode, parse, words
 from cloister_client.quality import ColumnReport, QualityReport, note
 from cloister_shared.errors import CohortTooSmall, DataRefused
@@ -92,7 +92,7 @@ def load_dataset(connector: Connector, plan: StudyPlan) -> Dataset:
     keep &= ~np.isin(np.arange(1, len(frame) + 1), bad)
     x, y = x[keep], y[keep]
     if isinstance(schema.target, Itself):
-        y = np.concatenate([x, y[:, None]], axis=1, dtype=np.float64)
+        y = np.concatenate([itself(x, schema), y[:, None]], axis=1, dtype=np.float64)
     patients, keys = _patients(frame, plan, keep)
     testing = _testing(frame, plan, keep, patients, keys)
     report.patients, report.outcomes = len(keys), counted(y, schema)
@@ -202,7 +202,8 @@ def _shaped(feature: Shaped, frame: pd.DataFrame, folder: Path, report: QualityR
 
 def _check_whole_rows(frame: pd.DataFrame, plan: StudyPlan, report: QualityReport, keep: NDArray[np.bool_]) -> None:
     if plan.table.duplicates != "allow":
-        again = frame.duplicated().to_numpy()
+        shaped = {f.name: frame[f.name].map(_hashable) for f in plan.table.features if isinstance(f, Shaped)}
+        again = frame.assign(**shaped).duplicated().to_numpy()
         if plan.table.duplicates == "drop":
             keep &= ~again
         else:
@@ -222,6 +223,10 @@ def _check_whole_rows(frame: pd.DataFrame, plan: StudyPlan, report: QualityRepor
             patient = words(frame[plan.table.patient_id])
             both = np.intersect1d(patient[part == "train"], patient[part == "test"])
             note(column, "patient in both train and test", (patient != "") & np.isin(patient, both))
+
+
+def _hashable(cell: Any) -> Any:
+    return cell.tobytes() if isinstance(cell, np.ndarray) else cell
 
 
 # --- patients and splits -------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ units: {weight: lb, creatinine: {unit: umol/L, factor: 0.0113}}   # where the un
 In the place of ``table``, a source that an installed package reads (docs/guides/new-task.md):
 
 connector: {name: json-lines, path: visits.jsonl}   # the connector's name, and its own terms
+series: {path: vitals.csv, row: STAY, minutes: OFFSET, name: PARAMETER, value: VALUE}   # one measurement a row
 """
 
 from __future__ import annotations
@@ -43,6 +44,33 @@ class Converted(Terms):
     factor: Positive
 
 
+class SeriesFile(Terms):
+    """A file beside the table with one measurement a row: of which record, when, what, and how much.
+
+    ``row`` is the column that names the record, here and in the table. ``hours`` or ``minutes`` is that of the time
+    since the record's start. A channel's name and unit are told as a column's are, by ``columns`` and ``units``.
+    """
+
+    path: str
+    row: str
+    hours: str | None = None
+    minutes: str | None = None
+    name: str
+    value: str
+
+
+class WaveformFiles(Terms):
+    """WFDB records (PhysioNet's format) in a folder, of which each row of the table is a stretch.
+
+    ``record`` is the table's column of the record's name, ``seconds`` that of where in it the stretch begins; a row is
+    of the record's start without it. A channel is a signal of that name, or of the one that ``columns`` gives.
+    """
+
+    path: str
+    record: str
+    seconds: str | None = None
+
+
 class TableFile(Terms):
     """One file and how its columns differ from the plan's."""
 
@@ -51,6 +79,8 @@ class TableFile(Terms):
     units: dict[Name, Annotated[str | Converted, Field(union_mode="left_to_right")]] = Field(
         default_factory=dict[str, "str | Converted"]
     )
+    series: SeriesFile | None = None
+    waveforms: WaveformFiles | None = None
 
 
 class ThirdParty(BaseModel):
@@ -123,3 +153,8 @@ def _broken(site: SiteFile) -> Iterator[Broken]:
         yield Broken(("table",), "is missing", "Add table: {path: FILE}, or connector in its place.")
     for name in sources[1:]:
         yield Broken((name,), f"stands beside {sources[0]}", "Name one source of records.")
+    series = site.table.series
+    if series and (series.hours is None) == (series.minutes is None):
+        yield Broken(
+            ("table", "series"), "names no column of the time, or two", "Give the column as hours: or as minutes:."
+        )

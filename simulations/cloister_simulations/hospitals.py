@@ -7,7 +7,9 @@ connector. Every source is deterministic: the same terms give the same bytes.
     generated-ehr   drawn here from a known risk             readmission     real encounters, proxy hospitals
     censored-ehr    drawn from a known hazard                eicu            real stays, networks of real hospitals
     trial           drawn with a known effect                multimodal-ehr  drawn: pictures, notes and a table
-    tables          your own
+    generated-stays drawn here, with vitals over time        physionet2012   real stays, proxy hospitals
+    tables          your own                                 eicu-vitals     groups of real hospitals
+                                                             ecg             one real recording, proxy hospitals
 """
 
 from __future__ import annotations
@@ -26,8 +28,12 @@ from cloister_shared.errors import DataRefused
 from cloister_simulations.generated import GeneratedEhr, generated_ehr
 from cloister_simulations.site_folder import Hospital, apportion, invented_names, write
 from cloister_simulations.sources.censored import CensoredEhr, censored_ehr
+from cloister_simulations.sources.ecg import Ecg, ecg
 from cloister_simulations.sources.eicu import EicuDemo, eicu
+from cloister_simulations.sources.eicu_vitals import EicuVitals, eicu_vitals
+from cloister_simulations.sources.generated_stays import GeneratedStays, generated_stays
 from cloister_simulations.sources.multimodal import MultimodalEhr, multimodal_ehr
+from cloister_simulations.sources.physionet import PhysioNet, physionet
 from cloister_simulations.sources.trial import Trial, trial
 
 Seed = Annotated[int, Field(ge=0)]
@@ -77,7 +83,19 @@ class Tables(_Terms):
 
 
 Source = Annotated[
-    BreastCancer | HeartDisease | Readmission | GeneratedEhr | CensoredEhr | EicuDemo | MultimodalEhr | Trial | Tables,
+    BreastCancer
+    | HeartDisease
+    | Readmission
+    | GeneratedEhr
+    | CensoredEhr
+    | EicuDemo
+    | MultimodalEhr
+    | Trial
+    | GeneratedStays
+    | PhysioNet
+    | EicuVitals
+    | Ecg
+    | Tables,
     Field(discriminator="source"),
 ]
 
@@ -111,6 +129,14 @@ def build(source: Source, folder: Path) -> list[Path]:
             hospitals, suffix = multimodal_ehr(source, folder), "csv"
         case Trial():
             hospitals, suffix = trial(source), "csv"
+        case GeneratedStays():
+            hospitals, suffix = generated_stays(source), "csv"
+        case PhysioNet():
+            hospitals, suffix = physionet(source, data_folder("physionet2012")), "parquet"
+        case EicuVitals():
+            hospitals, suffix = eicu_vitals(source, data_folder("eicu_demo")), "parquet"
+        case Ecg():
+            hospitals, suffix = ecg(source, data_folder("wfdb_samples")), "csv"
     return sorted(write(hospital, folder / hospital.site, f"table.{suffix}") for hospital in hospitals)
 
 

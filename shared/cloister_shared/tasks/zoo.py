@@ -9,7 +9,9 @@ from pydantic import Field
 from cloister_shared.schema import Schema
 from cloister_shared.tasks.cox import Cox
 from cloister_shared.tasks.effect import TreatmentEffect
+from cloister_shared.tasks.monitoring import Monitoring
 from cloister_shared.tasks.multimodal import Multimodal
+from cloister_shared.tasks.series import Series
 from cloister_shared.tasks.synthetic import Synthetic
 from cloister_shared.tasks.tabular import Tabular
 from cloister_shared.tasks.tabular_transformer import TabularTransformer
@@ -21,7 +23,14 @@ if TYPE_CHECKING:
     from cloister_shared.networks.losses import Loss
 
 Task = Annotated[
-    Tabular | TabularTransformer | Cox | TreatmentEffect | Synthetic | Multimodal,
+    Tabular
+    | TabularTransformer
+    | Series
+    | Monitoring
+    | Cox
+    | TreatmentEffect
+    | Synthetic
+    | Multimodal,
     Field(discriminator="name"),
 ]
 
