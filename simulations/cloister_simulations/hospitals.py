@@ -5,6 +5,7 @@ connector. Every source is deterministic: the same terms give the same bytes.
 
     breast-cancer   comes with scikit-learn, split here      heart-disease   four real hospitals
     generated-ehr   drawn here from a known risk             readmission     real encounters, proxy hospitals
+    pneumonia       real X-rays, proxy hospitals             phantoms        drawn here, with their lesions
     tables          your own
 """
 
@@ -23,6 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from cloister_shared.errors import DataRefused
 from cloister_simulations.generated import GeneratedEhr, generated_ehr
 from cloister_simulations.site_folder import Hospital, apportion, invented_names, write
+from cloister_simulations.sources.phantoms import Phantoms, phantoms
+from cloister_simulations.sources.pneumonia import Pneumonia, pneumonia
 
 Seed = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -70,7 +73,10 @@ class Tables(_Terms):
     sites: tuple[str, ...] = Field(min_length=2)
 
 
-Source = Annotated[BreastCancer | HeartDisease | Readmission | GeneratedEhr | Tables, Field(discriminator="source")]
+Source = Annotated[
+    BreastCancer | HeartDisease | Readmission | GeneratedEhr | Pneumonia | Phantoms | Tables,
+    Field(discriminator="source"),
+]
 
 
 # --- on disk -----------------------------------------------------------------------------------------------
@@ -94,6 +100,10 @@ def build(source: Source, folder: Path) -> list[Path]:
             hospitals, suffix = _readmission(source), "parquet"
         case GeneratedEhr():
             hospitals, suffix = generated_ehr(source), "csv"
+        case Pneumonia():
+            hospitals, suffix = pneumonia(source, data_folder("pneumoniamnist_subset")), "csv"
+        case Phantoms():
+            hospitals, suffix = phantoms(source), "csv"
     return sorted(write(hospital, folder / hospital.site, f"table.{suffix}") for hospital in hospitals)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,11 +29,18 @@ class Hospital:
     """A feature's name in the plan: its column in ``table``, where they differ."""
     units: Units = field(default_factory=dict)
     """A feature's name in the plan: the unit of its column, where it is not the plan's."""
+    files: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
+    """What lies beside the table: pictures that its cells name."""
+    sections: Mapping[str, object] = field(default_factory=dict[str, object])
+    """Sections of ``site.yaml`` that take the place of ``table``: another connector's."""
 
 
 def write(hospital: Hospital, folder: Path, table: str) -> Path:
     """Write the table (CSV or Parquet, by its name) and the ``site.yaml`` beside it; the path of the latter."""
     folder.mkdir(parents=True, exist_ok=True)
+    for name, content in hospital.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
     if table.endswith(".parquet"):
         hospital.table.to_parquet(folder / table, index=False)
     else:
@@ -43,7 +50,7 @@ def write(hospital: Hospital, folder: Path, table: str) -> Path:
     site_yaml = folder / "site.yaml"
     # The arms without privacy, against which the others are held, need a hospital that accepts them.
     policy = {"mechanisms": [mechanism.value for mechanism in Mechanism]}
-    terms = {"site": hospital.site, "policy": policy, "table": described}
+    terms = {"site": hospital.site, "policy": policy, **(hospital.sections or {"table": described})}
     site_yaml.write_text(yaml.safe_dump(terms, sort_keys=False), encoding="utf-8", newline="\n")
     return site_yaml
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Protocol, runtime_checkable
 from pydantic import Field
 
 from cloister_shared.schema import Schema
+from cloister_shared.tasks.image import Image
+from cloister_shared.tasks.segmentation import Segmentation
 from cloister_shared.tasks.tabular import Tabular
 from cloister_shared.tasks.task import Augment, Augmentation
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from cloister_shared.networks.losses import Loss
 
 Task = Annotated[
-    Tabular,
+    Tabular | Image | Segmentation,
     Field(discriminator="name"),
 ]
 
