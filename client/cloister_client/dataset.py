@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,8 +79,8 @@ def load_dataset(connector: Connector, plan: StudyPlan) -> Dataset:
     frame = connector.rows(schema, (split,) if split else ())
     report = QualityReport(site, len(frame), [])
     values, keep = _scalars(frame, schema, connector.factors(schema), report)
-    shaped = [_shaped(block.feature, frame, connector.folder, report) for block in blocks(schema)]
-    y = outcomes(frame, schema, connector.folder, report)
+    shaped = [_shaped(block.feature, frame, connector, report) for block in blocks(schema)]
+    y = outcomes(frame, schema, connector.folder, report, connector.site.pictures)
     _check_whole_rows(frame, plan, report, keep)
     bad = report.bad_rows
     if len(bad) > schema.max_bad_rows * len(frame):
@@ -150,7 +149,7 @@ def _scalars(
     return values, keep
 
 
-def _shaped(feature: Shaped, frame: pd.DataFrame, folder: Path, report: QualityReport) -> NDArray[np.float32]:
+def _shaped(feature: Shaped, frame: pd.DataFrame, connector: Connector, report: QualityReport) -> NDArray[np.float32]:
     """The block of a feature of many values, [n, size]."""
     column = ColumnReport(feature.name)
     report.columns.append(column)
@@ -159,7 +158,7 @@ def _shaped(feature: Shaped, frame: pd.DataFrame, folder: Path, report: QualityR
         case SeriesFeature():
             return series.encode(feature, cells, column)
         case ImageFeature():
-            return image.encode(feature, cells, folder, column)
+            return image.encode(feature, cells, connector.folder, column, connector.site.pictures)
         case TextFeature():
             return text.encode(feature, cells, column)
         case MoleculeFeature():

@@ -14,10 +14,20 @@ table:
 path: table.csv                  # beside this file
 columns: {age: AGE_YEARS}        # a feature's name in the plan: its column here, where they differ
 units: {weight: lb, creatinine: {unit: umol/L, factor: 0.0113}}   # where the unit is not the plan's
+
+In the place of ``table``, an archive of pictures (see ``DicomArchive``):
+
+dicom:
+folder: archive                  # of DICOM files; with web: {url: https://pacs.local/dicom-web}, filled from there
+labels: {path: reports.csv, columns: {pneumonia: FINDING}}
+join: AccessionNumber            # the labels' column of that name, and the tag
+
+pictures: {identified: true}     # DICOM files that tell who the patient is may be used, inside: see ``PictureTerms``
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,7 +38,7 @@ from cloister_shared.errors import DataRefused
 from cloister_shared.names import SiteName
 from cloister_shared.plan import Mechanism
 from cloister_shared.plan_file import load, parse
-from cloister_shared.terms import Name, Positive, Slug, Terms
+from cloister_shared.terms import Broken, Name, Positive, Slug, Terms
 
 
 class Converted(Terms):
@@ -45,6 +55,48 @@ class TableFile(Terms):
     columns: dict[Name, str] = Field(default_factory=dict[str, str])
     units: dict[Name, Annotated[str | Converted, Field(union_mode="left_to_right")]] = Field(
         default_factory=dict[str, "str | Converted"]
+    )
+
+
+class PictureTerms(Terms):
+    """What of DICOM files a hospital allows to be used, inside it. Only pixels are; every switch that is on is logged.
+
+    Files with writing in their pixels are refused whatever is allowed.
+    """
+
+    identified: bool = False
+    """Files that tell who the patient is, as in an archive whose patient ids link pictures with reports."""
+    captures: bool = False
+    """Secondary captures that do not say whether there is writing in them; somebody has looked at them."""
+    private_tags: bool = False
+    """Files with makers' own tags, as every scanner's are. None of them is read."""
+
+
+class DicomWeb(Terms):
+    """The DICOMweb server that ``cloister-site fetch`` fills the archive's folder from."""
+
+    url: Annotated[str, StringConstraints(pattern=r"^(https://[^\s@?#]+|http://(127\.0\.0\.1|localhost)[:/][^\s@?#]*)$")]
+    """HTTPS; without it on this very machine alone."""
+    modality: tuple[str, ...] = ()
+    """What is fetched; everything, if empty."""
+    token: str | None = None
+    """A file beside site.yaml that holds a bearer token, or ``name:password``."""
+    ca: str | None = None
+    """A file with the certificate of the hospital's own authority."""
+    tries: Annotated[int, Field(ge=1, le=20)] = 6
+    """How often a request is made that the server is too busy for; each waits twice as long as the one before."""
+
+
+class DicomArchive(Terms):
+    """DICOM files, and a table of what was found in them."""
+
+    folder: str
+    """Of the files, and of folders of them."""
+    web: DicomWeb | None = None
+    labels: TableFile
+    """A row for each picture; its column called like ``join``, or as ``columns`` says, tells which."""
+    join: Literal["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "AccessionNumber", "SOPInstanceUID"] = (
+        "AccessionNumber"
     )
 
 
@@ -71,7 +123,9 @@ class SiteFile(Terms):
     policy: PolicyTerms = PolicyTerms()
     proxy: Annotated[str, StringConstraints(pattern=r"^http://\S+$")] | None = None
     """Of the agent's connections to the coordinator; its password, if it has one, stays in this file."""
-    table: TableFile
+    pictures: PictureTerms = PictureTerms()
+    table: TableFile = TableFile(path="")
+    dicom: DicomArchive | None = None
 
     @property
     def accepts(self) -> Policy:
@@ -94,4 +148,13 @@ def read_site(site_yaml: Path) -> SiteFile:
         raise DataRefused(
             f"{site_yaml} cannot be read ({type(error).__name__}).", mend="Give a site.yaml in UTF-8 that you may read."
         ) from None
-    return parse(SiteFile, load(text, site_yaml.name))
+    return parse(SiteFile, load(text, site_yaml.name), _broken)
+
+
+def _broken(site: SiteFile) -> Iterator[Broken]:
+    """One source of records."""
+    sources = [name for name in ("table", "dicom") if name in site.model_fields_set]
+    if not sources:
+        yield Broken(("table",), "is missing", "Add table: {path: FILE}, or dicom in its place.")
+    for name in sources[1:]:
+        yield Broken((name,), f"stands beside {sources[0]}", "Name one source of records.")

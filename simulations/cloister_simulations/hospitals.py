@@ -6,7 +6,7 @@ connector. Every source is deterministic: the same terms give the same bytes.
     breast-cancer   comes with scikit-learn, split here      heart-disease   four real hospitals
     generated-ehr   drawn here from a known risk             readmission     real encounters, proxy hospitals
     pneumonia       real X-rays, proxy hospitals             phantoms        drawn here, with their lesions
-    tables          your own
+    dicom-folder    archives, drawn here                     tables          your own
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cloister_shared.errors import DataRefused
 from cloister_simulations.generated import GeneratedEhr, generated_ehr
 from cloister_simulations.site_folder import Hospital, apportion, invented_names, write
+from cloister_simulations.sources.dicom_folder import DicomFolder, dicom_folder
 from cloister_simulations.sources.phantoms import Phantoms, phantoms
 from cloister_simulations.sources.pneumonia import Pneumonia, pneumonia
 
@@ -74,7 +75,7 @@ class Tables(_Terms):
 
 
 Source = Annotated[
-    BreastCancer | HeartDisease | Readmission | GeneratedEhr | Pneumonia | Phantoms | Tables,
+    BreastCancer | HeartDisease | Readmission | GeneratedEhr | Pneumonia | Phantoms | DicomFolder | Tables,
     Field(discriminator="source"),
 ]
 
@@ -104,6 +105,8 @@ def build(source: Source, folder: Path) -> list[Path]:
             hospitals, suffix = pneumonia(source, data_folder("pneumoniamnist_subset")), "csv"
         case Phantoms():
             hospitals, suffix = phantoms(source), "csv"
+        case DicomFolder():
+            hospitals, suffix = dicom_folder(source), "csv"
     return sorted(write(hospital, folder / hospital.site, f"table.{suffix}") for hospital in hospitals)
 
 

@@ -41,7 +41,9 @@ def write(hospital: Hospital, folder: Path, table: str) -> Path:
     for name, content in hospital.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-    if table.endswith(".parquet"):
+    if hospital.sections:
+        pass  # its own files hold the records
+    elif table.endswith(".parquet"):
         hospital.table.to_parquet(folder / table, index=False)
     else:
         hospital.table.to_csv(folder / table, index=False, lineterminator="\n")

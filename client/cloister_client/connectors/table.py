@@ -87,6 +87,14 @@ class TableConnector:
         """
         return len(self._read())
 
+    def frame(self) -> pd.DataFrame:
+        """The whole file, under its own names.
+
+        Raises:
+            DataRefused: it cannot be read as a table.
+        """
+        return self._read()
+
     def factors(self, schema: Schema) -> dict[str, tuple[float, float]]:
         """For each number feature whose unit differs here: multiply, then add, to reach the plan's unit.
 
