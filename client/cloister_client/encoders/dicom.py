@@ -97,9 +97,10 @@ def picture(paths: Sequence[Path], feature: ImageFeature, allowed: PictureTerms)
         DataRefused: a file cannot be read, may not be used, or is not what the plan asks for.
     """
     files = [opened(path, allowed) for path in paths]
-    for file in files:
-        _fits(file, feature)
     volume = len(feature.size) == 3
+    with _quiet("a file whose tags cannot be read", "Export it again."):
+        for file in files:
+            _fits(file, feature)
     with _quiet("a picture whose pixels cannot be unpacked", "Export it without compression."):
         if len(files) == 1:
             read = _frames(files[0], feature.channels)

@@ -27,6 +27,12 @@ log = logging.getLogger("cloister.site")
 
 NONE_ALLOWED = PictureTerms()
 
+_SWITCHES = {
+    "identified": "may tell who the patient is",
+    "captures": "may be captures with writing in them",
+    "private_tags": "may have private tags",
+}
+
 
 def encode(
     feature: ImageFeature,
@@ -50,13 +56,14 @@ def encode(
     if feature.required:
         note(report, "no picture", gaps)
     report.problems |= faults
-    if switches := [name for name, on in allowed.model_dump().items() if on]:
-        log.warning(
-            "site.yaml allows %s for %d pictures of %s; no tag of theirs leaves this hospital.",
-            " and ".join(switches),
-            len(cells) - report.missing,
-            feature.name,
-        )
+    for switch, said in _SWITCHES.items():
+        if getattr(allowed, switch):
+            log.warning(
+                "site.yaml allows %d of %s's pictures to be used though they %s; nothing but pixels is used.",
+                len(cells) - report.missing,
+                feature.name,
+                said,
+            )
     return x.reshape(len(cells), -1)
 
 

@@ -15,8 +15,8 @@ from cloister_shared.terms import Broken
 if TYPE_CHECKING:
     from torch import nn
 
-LEAST = 32
-"""Pixels along each side: the model halves it four times, and of one pixel alone no group has a spread."""
+LEAST = 16
+"""Pixels along each side: the model halves it four times."""
 
 
 class Segmentation(TaskTerms):

@@ -34,6 +34,8 @@ class Phantoms(BaseModel):
     seed: Annotated[int, Field(ge=0)] = 0
     noise: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Sd of a pixel, where tissue is 0.5 and a lesion 0.15 to 0.35 more; from half to one and a half times as much."""
+    reach: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.12, 0.26)
+    """The least and greatest half-width of a lesion, of half the picture's."""
 
 
 def phantoms(source: Phantoms) -> Iterator[Hospital]:
@@ -49,7 +51,7 @@ def phantoms(source: Phantoms) -> Iterator[Hospital]:
         rows: list[dict[str, Any]] = []
         files: dict[str, bytes] = {}
         for patient in range(1, source.patients + 1):
-            scan, lesions = phantom(source.size, generator, **scanner)
+            scan, lesions = phantom(source.size, generator, reach=source.reach, **scanner)
             names = [f"{kind}/{patient:04d}.{_ENDINGS[source.files]}" for kind in ("scans", "lesions")]
             for name, pixels in zip(names, (scan, lesions), strict=True):
                 files[name] = _written(pixels, source.files)
@@ -62,6 +64,7 @@ def phantom(
     generator: np.random.Generator,
     *,
     noise: float,
+    reach: tuple[float, float] = (0.12, 0.26),
     contrast: float = 1.0,
     brightness: float = 0.0,
     slant: float = 0.0,
@@ -77,8 +80,8 @@ def phantom(
         way = generator.normal(size=len(size))
         at = way / np.linalg.norm(way) * generator.uniform(0.0, 0.65)
         at = middle + radii * at.reshape(middle.shape)
-        reach = generator.uniform(0.12, 0.26, len(size)).reshape(middle.shape)
-        blob = ((((place - at) / reach) ** 2).sum(0) < 1) & organ
+        extent = generator.uniform(*reach, len(size)).reshape(middle.shape)
+        blob = ((((place - at) / extent) ** 2).sum(0) < 1) & organ
         picture = np.where(blob, 0.5 + generator.uniform(0.15, 0.35), picture)
         lesions |= blob
     picture = contrast * picture + brightness + slant * place[-1] + noise * generator.normal(size=size)
