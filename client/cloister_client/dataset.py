@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,7 +79,7 @@ def load_dataset(connector: Connector, plan: StudyPlan) -> Dataset:
     frame = connector.rows(schema, (split,) if split else ())
     report = QualityReport(site, len(frame), [])
     x, keep = _inputs(frame, schema, connector, report)
-    y = outcomes(frame, schema, connector.folder, report)
+    y = outcomes(frame, schema, connector.folder, report, connector.site.pictures)
     _check_whole_rows(frame, plan, report, keep)
     bad = report.bad_rows
     if len(bad) > schema.max_bad_rows * len(frame):
@@ -155,7 +154,7 @@ def _inputs(
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """All inputs of all records, and which of these have none missing that the plan drops."""
     values, keep = _scalars(frame, schema, connector.factors(schema), report)
-    shaped = [_shaped(block.feature, frame, connector.folder, report) for block in blocks(schema)]
+    shaped = [_shaped(block.feature, frame, connector, report) for block in blocks(schema)]
     single = [encode(column, values).astype(np.float32)[:, None] for column in columns(schema)]
     return np.concatenate([*single, *shaped], axis=1), keep
 
@@ -184,7 +183,7 @@ def _scalars(
     return values, keep
 
 
-def _shaped(feature: Shaped, frame: pd.DataFrame, folder: Path, report: QualityReport) -> NDArray[np.float32]:
+def _shaped(feature: Shaped, frame: pd.DataFrame, connector: Connector, report: QualityReport) -> NDArray[np.float32]:
     """The block of a feature of many values, [n, size]."""
     column = ColumnReport(feature.name)
     report.columns.append(column)
@@ -193,7 +192,7 @@ def _shaped(feature: Shaped, frame: pd.DataFrame, folder: Path, report: QualityR
         case SeriesFeature():
             return series.encode(feature, cells, column)
         case ImageFeature():
-            return image.encode(feature, cells, folder, column)
+            return image.encode(feature, cells, connector.folder, column, connector.site.pictures)
         case TextFeature():
             return text.encode(feature, cells, column)
         case MoleculeFeature():

@@ -15,10 +15,20 @@ path: table.csv                  # beside this file
 columns: {age: AGE_YEARS}        # a feature's name in the plan: its column here, where they differ
 units: {weight: lb, creatinine: {unit: umol/L, factor: 0.0113}}   # where the unit is not the plan's
 
+  series: {path: vitals.csv, row: STAY, minutes: OFFSET, name: PARAMETER, value: VALUE}   # one measurement a row
+
 In the place of ``table``, a source that an installed package reads (docs/guides/new-task.md):
 
 connector: {name: json-lines, path: visits.jsonl}   # the connector's name, and its own terms
-series: {path: vitals.csv, row: STAY, minutes: OFFSET, name: PARAMETER, value: VALUE}   # one measurement a row
+
+In the place of ``table``, an archive of pictures (see ``DicomArchive``):
+
+dicom:
+folder: archive                  # of DICOM files; with web: {url: https://pacs.local/dicom-web}, filled from there
+labels: {path: reports.csv, columns: {pneumonia: FINDING}}
+join: AccessionNumber            # the labels' column of that name, and the tag
+
+pictures: {identified: true}     # DICOM files that tell who the patient is may be used, inside: see ``PictureTerms``
 """
 
 from __future__ import annotations
@@ -96,6 +106,50 @@ class ThirdParty(BaseModel):
         return dict(self.model_extra or {})
 
 
+class PictureTerms(Terms):
+    """What of DICOM files a hospital allows to be used, inside it. Only pixels are; every switch that is on is logged.
+
+    Files with writing in their pixels are refused whatever is allowed.
+    """
+
+    identified: bool = False
+    """Files that tell who the patient is, as in an archive whose patient ids link pictures with reports."""
+    captures: bool = False
+    """Secondary captures that do not say whether there is writing in them; somebody has looked at them."""
+    private_tags: bool = False
+    """Files with makers' own tags, as every scanner's are. None of them is read."""
+
+
+class DicomWeb(Terms):
+    """The DICOMweb server that ``cloister-site fetch`` fills the archive's folder from."""
+
+    url: Annotated[
+        str, StringConstraints(pattern=r"^(https://[^\s@?#]+|http://(127\.0\.0\.1|localhost)[:/][^\s@?#]*)$")
+    ]
+    """HTTPS; without it on this very machine alone."""
+    modality: tuple[str, ...] = ()
+    """What is fetched; everything, if empty."""
+    token: str | None = None
+    """A file beside site.yaml that holds a bearer token, or ``name:password``."""
+    ca: str | None = None
+    """A file with the certificate of the hospital's own authority."""
+    tries: Annotated[int, Field(ge=1, le=20)] = 6
+    """How often a request is made that the server is too busy for; each waits twice as long as the one before."""
+
+
+class DicomArchive(Terms):
+    """DICOM files, and a table of what was found in them."""
+
+    folder: str
+    """Of the files, and of folders of them."""
+    web: DicomWeb | None = None
+    labels: TableFile
+    """A row for each picture; its column called like ``join``, or as ``columns`` says, tells which."""
+    join: Literal["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "AccessionNumber", "SOPInstanceUID"] = (
+        "AccessionNumber"
+    )
+
+
 class PolicyTerms(Terms):
     """What the hospital takes part in, whatever a plan says: see ``Policy``."""
 
@@ -110,6 +164,10 @@ class PolicyTerms(Terms):
     """Whether it must be kept from the network; without that no study trains here."""
 
 
+SOURCES = ("table", "dicom", "connector")
+"""Sections that say where records are, of which there is one."""
+
+
 class SiteFile(Terms):
     """``site.yaml``: who this hospital is and where its records are. It never leaves the hospital."""
 
@@ -119,7 +177,9 @@ class SiteFile(Terms):
     policy: PolicyTerms = PolicyTerms()
     proxy: Annotated[str, StringConstraints(pattern=r"^http://\S+$")] | None = None
     """Of the agent's connections to the coordinator; its password, if it has one, stays in this file."""
+    pictures: PictureTerms = PictureTerms()
     table: TableFile = TableFile(path="")
+    dicom: DicomArchive | None = None
     connector: ThirdParty | None = None
 
     @property
@@ -147,10 +207,12 @@ def read_site(site_yaml: Path) -> SiteFile:
 
 
 def _broken(site: SiteFile) -> Iterator[Broken]:
-    """One source of records."""
-    sources = [name for name in ("table", "connector") if name in site.model_fields_set]
+    """One source of records, and one place of it."""
+    sources = [name for name in SOURCES if name in site.model_fields_set]
     if not sources:
-        yield Broken(("table",), "is missing", "Add table: {path: FILE}, or connector in its place.")
+        yield Broken(
+            ("table",), "is missing", f"Add table: {{path: FILE}}, or {' or '.join(SOURCES[1:])} in its place."
+        )
     for name in sources[1:]:
         yield Broken((name,), f"stands beside {sources[0]}", "Name one source of records.")
     series = site.table.series

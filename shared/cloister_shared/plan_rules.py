@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from cloister_shared.plan import FedAdam, FedProx, Krum, Mechanism, Median, Scaffold, StudyPlan, TrimmedMean
-from cloister_shared.schema import Binary, numbers, target_columns
+from cloister_shared.schema import Binary, ImageFeature, numbers, target_columns
 from cloister_shared.schema_rules import broken_schema
 from cloister_shared.tasks.cox import Cox
 from cloister_shared.tasks.synthetic import Synthetic
@@ -39,6 +39,9 @@ def broken(plan: StudyPlan) -> Iterator[Broken]:
             "is a feature, the target or the patient's id as well",
             "Name a column of its own, or write holdout.",
         )
+    augment = plan.training.augment
+    if augment and (augment.shift or augment.flip) and not any(isinstance(f, ImageFeature) for f in table.features):
+        yield Broken(("training", "augment"), "moves pictures, and the table has none", "Take out shift and flip.")
     if table.target.kind not in plan.task.answers:
         yield Broken(
             ("table", "target", "kind"),

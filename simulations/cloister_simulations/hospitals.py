@@ -10,6 +10,8 @@ connector. Every source is deterministic: the same terms give the same bytes.
     generated-stays drawn here, with vitals over time        physionet2012   real stays, proxy hospitals
     tables          your own                                 eicu-vitals     groups of real hospitals
                                                              ecg             one real recording, proxy hospitals
+    pneumonia       real X-rays, proxy hospitals             phantoms        drawn here, with their lesions
+    dicom-folder    archives, drawn here                     tables          your own
 """
 
 from __future__ import annotations
@@ -28,12 +30,15 @@ from cloister_shared.errors import DataRefused
 from cloister_simulations.generated import GeneratedEhr, generated_ehr
 from cloister_simulations.site_folder import Hospital, apportion, invented_names, write
 from cloister_simulations.sources.censored import CensoredEhr, censored_ehr
+from cloister_simulations.sources.dicom_folder import DicomFolder, dicom_folder
 from cloister_simulations.sources.ecg import Ecg, ecg
 from cloister_simulations.sources.eicu import EicuDemo, eicu
 from cloister_simulations.sources.eicu_vitals import EicuVitals, eicu_vitals
 from cloister_simulations.sources.generated_stays import GeneratedStays, generated_stays
 from cloister_simulations.sources.multimodal import MultimodalEhr, multimodal_ehr
+from cloister_simulations.sources.phantoms import Phantoms, phantoms
 from cloister_simulations.sources.physionet import PhysioNet, physionet
+from cloister_simulations.sources.pneumonia import Pneumonia, pneumonia
 from cloister_simulations.sources.trial import Trial, trial
 
 Seed = Annotated[int, Field(ge=0)]
@@ -95,6 +100,9 @@ Source = Annotated[
     | PhysioNet
     | EicuVitals
     | Ecg
+    | Pneumonia
+    | Phantoms
+    | DicomFolder
     | Tables,
     Field(discriminator="source"),
 ]
@@ -137,6 +145,12 @@ def build(source: Source, folder: Path) -> list[Path]:
             hospitals, suffix = eicu_vitals(source, data_folder("eicu_demo")), "parquet"
         case Ecg():
             hospitals, suffix = ecg(source, data_folder("wfdb_samples")), "csv"
+        case Pneumonia():
+            hospitals, suffix = pneumonia(source, data_folder("pneumoniamnist_subset")), "csv"
+        case Phantoms():
+            hospitals, suffix = phantoms(source), "csv"
+        case DicomFolder():
+            hospitals, suffix = dicom_folder(source), "csv"
     return sorted(write(hospital, folder / hospital.site, f"table.{suffix}") for hospital in hospitals)
 
 

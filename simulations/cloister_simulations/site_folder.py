@@ -35,13 +35,16 @@ class Hospital:
     measured: SeriesFile | WaveformFiles | None = None
     """What stands beside the table: ``series``, or recordings among the ``files``."""
     files: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
-    """What else is in the hospital's folder, by path."""
+    """What else is in the hospital's folder, by path: pictures that its cells name, recordings."""
+    sections: Mapping[str, object] = field(default_factory=dict[str, object])
+    """Sections of ``site.yaml`` that take the place of ``table``: another connector's."""
 
 
 def write(hospital: Hospital, folder: Path, table: str) -> Path:
     """Write the table (CSV or Parquet, by its name) and the ``site.yaml`` beside it; the path of the latter."""
     folder.mkdir(parents=True, exist_ok=True)
-    _save(hospital.table, folder / table)
+    if not hospital.sections:
+        _save(hospital.table, folder / table)
     if hospital.series is not None and isinstance(hospital.measured, SeriesFile):
         _save(hospital.series, folder / hospital.measured.path)
     differs = {"columns": hospital.columns, "units": hospital.units}
@@ -55,7 +58,7 @@ def write(hospital: Hospital, folder: Path, table: str) -> Path:
     site_yaml = folder / "site.yaml"
     # The arms without privacy, against which the others are held, need a hospital that accepts them.
     policy = {"mechanisms": [mechanism.value for mechanism in Mechanism]}
-    terms = {"site": hospital.site, "policy": policy, "table": described}
+    terms = {"site": hospital.site, "policy": policy, **(hospital.sections or {"table": described})}
     site_yaml.write_text(yaml.safe_dump(terms, sort_keys=False), encoding="utf-8", newline="\n")
     return site_yaml
 

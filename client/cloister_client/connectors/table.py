@@ -124,6 +124,14 @@ class TableConnector:
         """
         return len(read_file(self.path, self.site.site, "table.path"))
 
+    def frame(self) -> pd.DataFrame:
+        """The whole file, under its own names.
+
+        Raises:
+            DataRefused: it cannot be read as a table.
+        """
+        return self._read()
+
     def factors(self, schema: Schema) -> dict[str, tuple[float, float]]:
         """For each number or channel whose unit differs here: multiply, then add, to reach the plan's unit.
 

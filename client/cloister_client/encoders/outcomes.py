@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from cloister_client.encoders import image
 from cloister_client.encoders.scalars import boolean, quantity, word, words
 from cloister_client.quality import ColumnReport, QualityReport, note
+from cloister_client.site_file import PictureTerms
 from cloister_shared.schema import (
     Binary,
     Classes,
@@ -33,7 +34,13 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 
-def outcomes(frame: pd.DataFrame, schema: Schema, folder: Path, report: QualityReport) -> Array:
+def outcomes(
+    frame: pd.DataFrame,
+    schema: Schema,
+    folder: Path,
+    report: QualityReport,
+    allowed: PictureTerms = image.NONE_ALLOWED,
+) -> Array:
     """[n] or [n, k], NaN where there is none, which is a bad row. Of ``itself`` the alarms alone."""
     target = schema.target
     match target:
@@ -75,7 +82,7 @@ def outcomes(frame: pd.DataFrame, schema: Schema, folder: Path, report: QualityR
         case Mask(of=picture):
             column, raw, gaps = _column(frame, target.name, report)
             drawn = next(f for f in schema.features if isinstance(f, ImageFeature) and f.name == picture)
-            return image.masks(drawn, raw.to_numpy(), gaps, folder, column)
+            return image.masks(drawn, raw.to_numpy(), gaps, folder, column, allowed, frame[picture].to_numpy())
         case Itself(alarm=alarm):
             if alarm is None:
                 return np.full(len(frame), np.nan)

@@ -163,8 +163,7 @@ def likelihood(parts: Sequence[Part], latent: int = 0) -> Loss:
         logits, *code = (output[:, start:end] for start, end in pairwise(ends))
         own = values_of(parts, target[:, :inputs])
         each = [
-            functional.cross_entropy(said, own[:, at], reduction="none")
-            for at, said in enumerate(apart(logits, sizes))
+            functional.cross_entropy(said, own[:, at], reduction="none") for at, said in enumerate(apart(logits, sizes))
         ]
         cost = torch.stack(each).sum(dim=0)
         if code:

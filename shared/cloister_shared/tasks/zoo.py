@@ -9,8 +9,10 @@ from pydantic import Field
 from cloister_shared.schema import Schema
 from cloister_shared.tasks.cox import Cox
 from cloister_shared.tasks.effect import TreatmentEffect
+from cloister_shared.tasks.image import Image
 from cloister_shared.tasks.monitoring import Monitoring
 from cloister_shared.tasks.multimodal import Multimodal
+from cloister_shared.tasks.segmentation import Segmentation
 from cloister_shared.tasks.series import Series
 from cloister_shared.tasks.synthetic import Synthetic
 from cloister_shared.tasks.tabular import Tabular
@@ -27,6 +29,8 @@ Task = Annotated[
     | TabularTransformer
     | Series
     | Monitoring
+    | Image
+    | Segmentation
     | Cox
     | TreatmentEffect
     | Synthetic
