@@ -23,6 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from cloister_shared.errors import DataRefused
 from cloister_simulations.generated import GeneratedEhr, generated_ehr
 from cloister_simulations.site_folder import Hospital, apportion, invented_names, write
+from cloister_simulations.sources.genomics import Expression, Genotypes, expression, genotypes
+from cloister_simulations.sources.molecules import Molecules, molecules
+from cloister_simulations.sources.notes import ClinicalNotes, clinical_notes
 
 Seed = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -70,7 +73,18 @@ class Tables(_Terms):
     sites: tuple[str, ...] = Field(min_length=2)
 
 
-Source = Annotated[BreastCancer | HeartDisease | Readmission | GeneratedEhr | Tables, Field(discriminator="source")]
+Source = Annotated[
+    BreastCancer
+    | HeartDisease
+    | Readmission
+    | GeneratedEhr
+    | ClinicalNotes
+    | Molecules
+    | Expression
+    | Genotypes
+    | Tables,
+    Field(discriminator="source"),
+]
 
 
 # --- on disk -----------------------------------------------------------------------------------------------
@@ -94,6 +108,14 @@ def build(source: Source, folder: Path) -> list[Path]:
             hospitals, suffix = _readmission(source), "parquet"
         case GeneratedEhr():
             hospitals, suffix = generated_ehr(source), "csv"
+        case ClinicalNotes():
+            hospitals, suffix = clinical_notes(source), "parquet"
+        case Molecules():
+            hospitals, suffix = molecules(source), "csv"
+        case Expression():
+            hospitals, suffix = expression(source), "parquet"
+        case Genotypes():
+            hospitals, suffix = genotypes(source), "parquet"
     return sorted(write(hospital, folder / hospital.site, f"table.{suffix}") for hospital in hospitals)
 
 

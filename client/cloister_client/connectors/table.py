@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloister_client.site_file import Converted, SiteFile
 from cloister_shared.errors import DataRefused
-from cloister_shared.schema import Schema, numbers
+from cloister_shared.schema import Schema, blocks, numbers, scalars, target_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,8 +58,8 @@ class TableConnector:
         Raises:
             DataRefused: the file or a column is missing, or a name in ``site.yaml`` is not in the plan.
         """
-        wanted = [feature.name for feature in schema.features] + [schema.target.name]
-        wanted += [name for name in (schema.patient_id, *also) if name]
+        wanted = [feature.name for feature in scalars(schema)] + [block.feature.name for block in blocks(schema)]
+        wanted += [name for name in (*target_columns(schema.target), schema.patient_id, *also) if name]
         table = self.site.table
         for name in (*table.columns, *table.units):
             if name not in wanted:

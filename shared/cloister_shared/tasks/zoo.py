@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Protocol, runtime_checkable
 from pydantic import Field
 
 from cloister_shared.schema import Schema
+from cloister_shared.tasks.genomics import Genomics
+from cloister_shared.tasks.molecule import Molecule
+from cloister_shared.tasks.notes import Notes
 from cloister_shared.tasks.tabular import Tabular
 from cloister_shared.tasks.task import Augment, Augmentation
 
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
     from cloister_shared.networks.losses import Loss
 
 Task = Annotated[
-    Tabular,
+    Tabular | Notes | Molecule | Genomics,
     Field(discriminator="name"),
 ]
 
