@@ -1,34 +1,31 @@
 """``site.yaml``: who a hospital is, what it takes part in, and where its records are. It never leaves the hospital.
 
-site: st-marys
-population: patients               # whose privacy budget studies on this table are paid from
-policy:
-min_cohort: 3                    # the fewest hospitals in a sum that this one helps to open
-mechanisms: [site, shared]       # of privacy; none must be named to be accepted
-approvals: 2                     # people who must approve a study, 1 or 2
-memory_gb: 8                     # of a study's training process
-hours: 12                        # in which it answers a message
-sandbox: on                      # off: train where the network cannot be taken away from it
-proxy: http://proxy.local:3128     # the way out, where HTTPS_PROXY does not say it
-table:
-path: table.csv                  # beside this file
-columns: {age: AGE_YEARS}        # a feature's name in the plan: its column here, where they differ
-units: {weight: lb, creatinine: {unit: umol/L, factor: 0.0113}}   # where the unit is not the plan's
+    site: st-marys
+    population: patients               # whose privacy budget studies on this table are paid from
+    policy:
+      min_cohort: 3                    # the fewest hospitals in a sum that this one helps to open
+      mechanisms: [site, shared]       # of privacy; none must be named to be accepted
+      approvals: 2                     # people who must approve a study, 1 or 2
+      memory_gb: 8                     # of a study's training process
+      hours: 12                        # in which it answers a message
+      sandbox: on                      # off: train where the network cannot be taken away from it
+    proxy: http://proxy.local:3128     # the way out, where HTTPS_PROXY does not say it
+    pictures: {identified: true}       # DICOM files that tell who the patient is may be used, inside
+    table:
+      path: table.csv                  # beside this file
+      columns: {age: AGE_YEARS}        # a feature's name in the plan: its column here, where they differ
+      units: {weight: lb, creatinine: {unit: umol/L, factor: 0.0113}}   # where the unit is not the plan's
+      series: {path: vitals.csv, row: STAY, minutes: OFFSET, name: PARAMETER, value: VALUE}
 
-  series: {path: vitals.csv, row: STAY, minutes: OFFSET, name: PARAMETER, value: VALUE}   # one measurement a row
+In the place of ``table``, an archive of pictures, or a source that an installed package reads:
 
-In the place of ``table``, a source that an installed package reads (docs/guides/new-task.md):
+    dicom:
+      folder: archive                  # of DICOM files; with web: {url: https://pacs.local/dicom-web}, filled from there
+      labels: {path: reports.csv, columns: {pneumonia: FINDING}}
+      join: AccessionNumber            # the labels' column of that name, and the tag
+    connector: {name: json-lines, path: visits.jsonl}   # the connector's name, and its own terms
 
-connector: {name: json-lines, path: visits.jsonl}   # the connector's name, and its own terms
-
-In the place of ``table``, an archive of pictures (see ``DicomArchive``):
-
-dicom:
-folder: archive                  # of DICOM files; with web: {url: https://pacs.local/dicom-web}, filled from there
-labels: {path: reports.csv, columns: {pneumonia: FINDING}}
-join: AccessionNumber            # the labels' column of that name, and the tag
-
-pictures: {identified: true}     # DICOM files that tell who the patient is may be used, inside: see ``PictureTerms``
+Each section is a class below.
 """
 
 from __future__ import annotations

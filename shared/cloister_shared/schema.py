@@ -7,6 +7,7 @@ one for each number, yes/no and category, then the ``blocks``, one for each seri
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Annotated, Any, Literal, cast
 
@@ -335,6 +336,7 @@ class Block:
         return prod(self.shape)
 
 
+@lru_cache(maxsize=64)  # a vector has thousands, and every message asks for them
 def columns(schema: Schema) -> tuple[Column, ...]:
     """The first inputs, in order: each feature's value or categories, then whether it was missing."""
     made: list[Column] = []
@@ -368,6 +370,7 @@ def width(schema: Schema) -> int:
     return len(columns(schema)) + sum(block.size for block in blocks(schema))
 
 
+@lru_cache(maxsize=64)
 def scalars(schema: Schema) -> tuple[NumberFeature | CategoryFeature | BooleanFeature, ...]:
     """The features that are one value each, in order; a vector is so many numbers."""
     made: list[NumberFeature | CategoryFeature | BooleanFeature] = []

@@ -40,6 +40,9 @@ from cloister_simulations.sources.phantoms import Phantoms, phantoms
 from cloister_simulations.sources.physionet import PhysioNet, physionet
 from cloister_simulations.sources.pneumonia import Pneumonia, pneumonia
 from cloister_simulations.sources.trial import Trial, trial
+from cloister_simulations.sources.genomics import Expression, Genotypes, expression, genotypes
+from cloister_simulations.sources.molecules import Molecules, molecules
+from cloister_simulations.sources.notes import ClinicalNotes, clinical_notes
 
 Seed = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -103,6 +106,10 @@ Source = Annotated[
     | Pneumonia
     | Phantoms
     | DicomFolder
+    | ClinicalNotes
+    | Molecules
+    | Expression
+    | Genotypes
     | Tables,
     Field(discriminator="source"),
 ]
@@ -151,6 +158,14 @@ def build(source: Source, folder: Path) -> list[Path]:
             hospitals, suffix = phantoms(source), "csv"
         case DicomFolder():
             hospitals, suffix = dicom_folder(source), "csv"
+        case ClinicalNotes():
+            hospitals, suffix = clinical_notes(source), "parquet"
+        case Molecules():
+            hospitals, suffix = molecules(source), "csv"
+        case Expression():
+            hospitals, suffix = expression(source), "parquet"
+        case Genotypes():
+            hospitals, suffix = genotypes(source), "parquet"
     return sorted(write(hospital, folder / hospital.site, f"table.{suffix}") for hospital in hospitals)
 
 

@@ -15,6 +15,9 @@ from cloister_shared.tasks.multimodal import Multimodal
 from cloister_shared.tasks.segmentation import Segmentation
 from cloister_shared.tasks.series import Series
 from cloister_shared.tasks.synthetic import Synthetic
+from cloister_shared.tasks.genomics import Genomics
+from cloister_shared.tasks.molecule import Molecule
+from cloister_shared.tasks.notes import Notes
 from cloister_shared.tasks.tabular import Tabular
 from cloister_shared.tasks.tabular_transformer import TabularTransformer
 from cloister_shared.tasks.task import Augment, Augmentation
@@ -34,7 +37,10 @@ Task = Annotated[
     | Cox
     | TreatmentEffect
     | Synthetic
-    | Multimodal,
+    | Multimodal
+    | Notes
+    | Molecule
+    | Genomics,
     Field(discriminator="name"),
 ]
 
