@@ -18,6 +18,7 @@ units: {weight: lb, creatinine: {unit: umol/L, factor: 0.0113}}   # where the un
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,7 +29,7 @@ from cloister_shared.errors import DataRefused
 from cloister_shared.names import SiteName
 from cloister_shared.plan import Mechanism
 from cloister_shared.plan_file import load, parse
-from cloister_shared.terms import Name, Positive, Slug, Terms
+from cloister_shared.terms import Broken, Code, Name, Positive, Slug, Terms
 
 
 class Converted(Terms):
@@ -46,6 +47,47 @@ class TableFile(Terms):
     units: dict[Name, Annotated[str | Converted, Field(union_mode="left_to_right")]] = Field(
         default_factory=dict[str, "str | Converted"]
     )
+
+
+class Coded(Terms):
+    """How clinical records differ from the plan, by a feature's name; a channel's is ``series.channel``."""
+
+    codes: dict[Name, tuple[Code, ...]] = Field(default_factory=dict[str, tuple[str, ...]])
+    units: dict[Name, Annotated[str | Converted, Field(union_mode="left_to_right")]] = Field(
+        default_factory=dict[str, "str | Converted"]
+    )
+    """Of values that come without a unit; with a factor, of those in that unit too."""
+
+
+class ExportTerms(Terms):
+    """The FHIR server whose Bulk Data ``$export`` fills the folder."""
+
+    url: Annotated[str, StringConstraints(pattern=r"^https://[^\s@?#]+$")]
+    group: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9\-.]{1,64}$")] | None = None
+    """Its patients alone; without it, all patients."""
+    token: str | None = None
+    """A file beside site.yaml that holds the bearer token."""
+    ca: str | None = None
+    """A file with the certificate of the hospital's own authority."""
+    hours: Positive = 24.0
+    """How long the server may take."""
+
+
+class FhirFolder(Coded):
+    """FHIR R4 from disk."""
+
+    path: str
+    export: ExportTerms | None = None
+
+
+class OmopSource(Coded):
+    """An OMOP common data model, version 5.4."""
+
+    database: Annotated[str, StringConstraints(pattern=r"^(postgresql|sqlite|duckdb):///?\S+$")] | None = None
+    schema_name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*$")] | None = Field(None, alias="schema")
+    vocabulary: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*$")] | None = None
+    """The schema of the vocabulary's tables, where it is another."""
+    folder: str | None = None
 
 
 class PolicyTerms(Terms):
@@ -71,7 +113,11 @@ class SiteFile(Terms):
     policy: PolicyTerms = PolicyTerms()
     proxy: Annotated[str, StringConstraints(pattern=r"^http://\S+$")] | None = None
     """Of the agent's connections to the coordinator; its password, if it has one, stays in this file."""
-    table: TableFile
+    table: TableFile = TableFile(path="")
+    fhir: FhirFolder | None = None
+    omop: OmopSource | None = None
+    opt_outs: str | None = None
+    """A file beside this one with one patient's id a line: none of their records is used."""
 
     @property
     def accepts(self) -> Policy:
@@ -94,4 +140,15 @@ def read_site(site_yaml: Path) -> SiteFile:
         raise DataRefused(
             f"{site_yaml} cannot be read ({type(error).__name__}).", mend="Give a site.yaml in UTF-8 that you may read."
         ) from None
-    return parse(SiteFile, load(text, site_yaml.name))
+    return parse(SiteFile, load(text, site_yaml.name), _broken)
+
+
+def _broken(site: SiteFile) -> Iterator[Broken]:
+    """One source of records, and one place of it."""
+    sources = [name for name in ("table", "fhir", "omop") if name in site.model_fields_set]
+    if not sources:
+        yield Broken(("table",), "is missing", "Add table: {path: FILE}, or fhir or omop in its place.")
+    for name in sources[1:]:
+        yield Broken((name,), f"stands beside {sources[0]}", "Name one source of records.")
+    if site.omop and (site.omop.database is None) == (site.omop.folder is None):
+        yield Broken(("omop",), "names not just one place", "Write database: URL or folder: PATH.")

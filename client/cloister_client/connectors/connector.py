@@ -76,6 +76,15 @@ def open_records(site_yaml: Path) -> Connector:
         DataRefused: there is no such file, or it is not text.
         PlanRefused: it is malformed.
     """
+    site, folder = read_site(site_yaml), site_yaml.parent
+    if site.fhir:
+        from cloister_client.connectors.fhir import FhirConnector
+
+        return FhirConnector(site, folder)
+    if site.omop:
+        from cloister_client.connectors.omop import OmopConnector
+
+        return OmopConnector(site, folder)
     from cloister_client.connectors.table import TableConnector
 
-    return TableConnector(read_site(site_yaml), site_yaml.parent)
+    return TableConnector(site, folder)

@@ -9,17 +9,16 @@ import csv
 import gzip
 import zlib
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cloister_client.site_file import Converted, SiteFile
+from cloister_client.units import factor
 from cloister_shared.errors import DataRefused
-from cloister_shared.schema import Schema, numbers
+from cloister_shared.schema import Schema, numbers, target_columns
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pint
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "?")
 """Spellings of a missing value in a CSV."""
@@ -58,8 +57,8 @@ class TableConnector:
         Raises:
             DataRefused: the file or a column is missing, or a name in ``site.yaml`` is not in the plan.
         """
-        wanted = [feature.name for feature in schema.features] + [schema.target.name]
-        wanted += [name for name in (schema.patient_id, *also) if name]
+        wanted = [feature.name for feature in schema.features]
+        wanted += [name for name in (*target_columns(schema.target), schema.patient_id, *also) if name]
         table = self.site.table
         for name in (*table.columns, *table.units):
             if name not in wanted:
@@ -105,16 +104,15 @@ class TableConnector:
                 found[name] = (given.factor, 0.0)
                 continue
             wanted = features[name].unit or ""
-            try:
-                zero, one = (_units().Quantity(value, given).to(wanted).magnitude for value in (0.0, 1.0))
-                found[name] = (one - zero, zero)
-            except Exception:  # pint reads a unit with Python's tokenizer, and raises whatever that meets
+            reached = factor(given, wanted)
+            if reached is None:
                 raise DataRefused(
                     f"site.yaml of {self.site.site}: {name} is in {given}, which cannot become"
                     f" {wanted or 'a bare number'}.",
                     mend=f"Correct the unit, or write {name}: {{unit: {given}, factor: NUMBER}}, with value * factor in"
                     f" {wanted or 'the scale of the plan'}.",
-                ) from None
+                )
+            found[name] = reached
         return found
 
     def _read(self, rows: int | None = None) -> pd.DataFrame:
@@ -150,14 +148,6 @@ class TableConnector:
         raise DataRefused(
             f"{where} is neither CSV nor Parquet.", mend="Name a file that ends in .csv, .csv.gz or .parquet."
         )
-
-
-@cache
-def _units() -> pint.UnitRegistry[Any]:
-    """Every unit that pint knows; half a second to read in."""
-    import pint
-
-    return pint.UnitRegistry(cache_folder=None)
 
 
 def _check_shape(path: Path, where: str) -> None:
