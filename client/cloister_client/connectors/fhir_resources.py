@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from cloister_client.connectors.clinical import EMERGENCY, INPATIENT, OUTPATIENT
-from cloister_client.connectors.gathering import Gathered, Times64, Words
+from cloister_client.connectors.gathering import Gathered, Words
 
 _SYSTEMS = {
     "http://loinc.org": "LOINC",
@@ -186,12 +186,13 @@ _READERS: dict[str, Callable[[Clinic, Resource], None]] = {
     "DiagnosticReport": Clinic._report,
 }
 KINDS = tuple(_READERS)
-READ = frozenset(
+_ELEMENTS = (
     "resourceType id status verificationStatus subject patient encounter code component gender birthDate period class"
     " deceasedDateTime deceasedBoolean effectiveDateTime effectivePeriod effectiveInstant issued onsetDateTime"
     " onsetPeriod recordedDate performedDateTime performedPeriod authoredOn medicationCodeableConcept"
-    " medicationReference conclusionCode valueQuantity valueCodeableConcept valueString valueBoolean valueInteger".split()
+    " medicationReference conclusionCode valueQuantity valueCodeableConcept valueString valueBoolean valueInteger"
 )
+READ = frozenset(_ELEMENTS.split())
 """Elements that are read; a fault of another one does no harm."""
 
 
