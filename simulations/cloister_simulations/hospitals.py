@@ -5,7 +5,7 @@ connector. Every source is deterministic: the same terms give the same bytes.
 
     breast-cancer   comes with scikit-learn, split here      heart-disease   four real hospitals
     generated-ehr   drawn here from a known risk             readmission     real encounters, proxy hospitals
-    tables          your own
+    clinical-forms  FHIR, OMOP and a table, drawn    tables          your own
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cloister_shared.errors import DataRefused
 from cloister_simulations.generated import GeneratedEhr, generated_ehr
 from cloister_simulations.site_folder import Hospital, apportion, invented_names, write
+from cloister_simulations.sources.clinical_forms import ClinicalForms, write_forms
 
 Seed = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -70,7 +71,9 @@ class Tables(_Terms):
     sites: tuple[str, ...] = Field(min_length=2)
 
 
-Source = Annotated[BreastCancer | HeartDisease | Readmission | GeneratedEhr | Tables, Field(discriminator="source")]
+Source = Annotated[
+    BreastCancer | HeartDisease | Readmission | GeneratedEhr | ClinicalForms | Tables, Field(discriminator="source")
+]
 
 
 # --- on disk -----------------------------------------------------------------------------------------------
@@ -86,6 +89,8 @@ def build(source: Source, folder: Path) -> list[Path]:
     match source:
         case Tables(sites=sites):
             return [Path(site) for site in sites]
+        case ClinicalForms():
+            return write_forms(source, folder)
         case BreastCancer():
             hospitals, suffix = _breast_cancer(source), "csv"
         case HeartDisease():

@@ -29,10 +29,9 @@ from cloister_shared.errors import DataRefused
 Kind = Literal["int", "number", "text", "time"]
 Piece = dict[str, NDArray[Any]]
 """Where there is none, a whole number is -1, a number NaN, a time NEVER. A text is its place in ``words``, or -1."""
-TABLES = frozenset(
-    ["person", "visit_occurrence", "death", "measurement", "observation", "condition_occurrence", "drug_exposure"]
-    + ["procedure_occurrence", "concept", "concept_ancestor", "concept_relationship"]
-)
+_CLINICAL = "person visit_occurrence death measurement observation condition_occurrence drug_exposure"
+_VOCABULARY = "concept concept_ancestor concept_relationship"
+TABLES = frozenset(f"{_CLINICAL} procedure_occurrence {_VOCABULARY}".split())
 """Those that are read."""
 _ROWS = 50_000
 _MOST = 30_000
@@ -206,7 +205,7 @@ def open_database(terms: OmopSource, folder: Path, site: str) -> Iterator[Databa
     scheme, _, place = url.partition("://")
     schemas: dict[str, str | None] = {"": terms.schema_name}
     if terms.vocabulary:
-        schemas |= dict.fromkeys(("concept", "concept_ancestor", "concept_relationship"), terms.vocabulary)
+        schemas |= dict.fromkeys(_VOCABULARY.split(), terms.vocabulary)
     source = terms.folder or (sa.make_url(url).database or scheme if scheme == "postgresql" else Path(place).name)
     database = Database(site, source, schemas)
     try:
