@@ -17,8 +17,10 @@
       units: {weight: lb, creatinine: {unit: umol/L, factor: 0.0113}}   # where the unit is not the plan's
       series: {path: vitals.csv, row: STAY, minutes: OFFSET, name: PARAMETER, value: VALUE}
 
-In the place of ``table``, an archive of pictures, or a source that an installed package reads:
+In the place of ``table``, clinical records, an archive of pictures, or a source that an installed package reads:
 
+    fhir: {path: export}               # NDJSON or bundles; with export: {url: https://ehr.local/fhir}, filled from there
+    omop: {database: postgresql://reader@db.local/omop, schema: cdm}      # or sqlite, duckdb, folder: of CSVs
     dicom:
       folder: archive                  # of DICOM files; with web: {url: https://pacs.local/dicom-web}, filled from there
       labels: {path: reports.csv, columns: {pneumonia: FINDING}}
@@ -41,7 +43,7 @@ from cloister_shared.errors import DataRefused
 from cloister_shared.names import SiteName
 from cloister_shared.plan import Mechanism
 from cloister_shared.plan_file import load, parse
-from cloister_shared.terms import Broken, Name, Positive, Slug, Terms
+from cloister_shared.terms import Broken, Code, Name, Positive, Slug, Terms
 
 
 class Converted(Terms):
@@ -147,6 +149,47 @@ class DicomArchive(Terms):
     )
 
 
+class Coded(Terms):
+    """How clinical records differ from the plan, by a feature's name; a channel's is ``series.channel``."""
+
+    codes: dict[Name, tuple[Code, ...]] = Field(default_factory=dict[str, tuple[str, ...]])
+    units: dict[Name, Annotated[str | Converted, Field(union_mode="left_to_right")]] = Field(
+        default_factory=dict[str, "str | Converted"]
+    )
+    """Of values that come without a unit; with a factor, of those in that unit too."""
+
+
+class ExportTerms(Terms):
+    """The FHIR server whose Bulk Data ``$export`` fills the folder."""
+
+    url: Annotated[str, StringConstraints(pattern=r"^https://[^\s@?#]+$")]
+    group: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9\-.]{1,64}$")] | None = None
+    """Its patients alone; without it, all patients."""
+    token: str | None = None
+    """A file beside site.yaml that holds the bearer token."""
+    ca: str | None = None
+    """A file with the certificate of the hospital's own authority."""
+    hours: Positive = 24.0
+    """How long the server may take."""
+
+
+class FhirFolder(Coded):
+    """FHIR R4 from disk."""
+
+    path: str
+    export: ExportTerms | None = None
+
+
+class OmopSource(Coded):
+    """An OMOP common data model, version 5.4."""
+
+    database: Annotated[str, StringConstraints(pattern=r"^(postgresql|sqlite|duckdb):///?\S+$")] | None = None
+    schema_name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*$")] | None = Field(None, alias="schema")
+    vocabulary: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*$")] | None = None
+    """The schema of the vocabulary's tables, where it is another."""
+    folder: str | None = None
+
+
 class PolicyTerms(Terms):
     """What the hospital takes part in, whatever a plan says: see ``Policy``."""
 
@@ -161,7 +204,7 @@ class PolicyTerms(Terms):
     """Whether it must be kept from the network; without that no study trains here."""
 
 
-SOURCES = ("table", "dicom", "connector")
+SOURCES = ("table", "fhir", "omop", "dicom", "connector")
 """Sections that say where records are, of which there is one."""
 
 
@@ -178,6 +221,10 @@ class SiteFile(Terms):
     table: TableFile = TableFile(path="")
     dicom: DicomArchive | None = None
     connector: ThirdParty | None = None
+    fhir: FhirFolder | None = None
+    omop: OmopSource | None = None
+    opt_outs: str | None = None
+    """A file beside this one with one patient's id a line: none of their records is used."""
 
     @property
     def accepts(self) -> Policy:
@@ -207,9 +254,7 @@ def _broken(site: SiteFile) -> Iterator[Broken]:
     """One source of records, and one place of it."""
     sources = [name for name in SOURCES if name in site.model_fields_set]
     if not sources:
-        yield Broken(
-            ("table",), "is missing", f"Add table: {{path: FILE}}, or {' or '.join(SOURCES[1:])} in its place."
-        )
+        yield Broken(("table",), "is missing", f"Add table: {{path: FILE}}, or {' or '.join(SOURCES[1:])}.")
     for name in sources[1:]:
         yield Broken((name,), f"stands beside {sources[0]}", "Name one source of records.")
     series = site.table.series
@@ -217,3 +262,5 @@ def _broken(site: SiteFile) -> Iterator[Broken]:
         yield Broken(
             ("table", "series"), "names no column of the time, or two", "Give the column as hours: or as minutes:."
         )
+    if site.omop and (site.omop.database is None) == (site.omop.folder is None):
+        yield Broken(("omop",), "names not just one place", "Write database: URL or folder: PATH.")

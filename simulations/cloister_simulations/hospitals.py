@@ -12,6 +12,7 @@ connector. Every source is deterministic: the same terms give the same bytes.
                                                              ecg             one real recording, proxy hospitals
     pneumonia       real X-rays, proxy hospitals             phantoms        drawn here, with their lesions
     dicom-folder    archives, drawn here                     tables          your own
+    clinical-forms  FHIR, OMOP and a table, drawn    tables          your own
 """
 
 from __future__ import annotations
@@ -30,19 +31,20 @@ from cloister_shared.errors import DataRefused
 from cloister_simulations.generated import GeneratedEhr, generated_ehr
 from cloister_simulations.site_folder import Hospital, apportion, invented_names, write
 from cloister_simulations.sources.censored import CensoredEhr, censored_ehr
+from cloister_simulations.sources.clinical_forms import ClinicalForms, write_forms
 from cloister_simulations.sources.dicom_folder import DicomFolder, dicom_folder
 from cloister_simulations.sources.ecg import Ecg, ecg
 from cloister_simulations.sources.eicu import EicuDemo, eicu
 from cloister_simulations.sources.eicu_vitals import EicuVitals, eicu_vitals
 from cloister_simulations.sources.generated_stays import GeneratedStays, generated_stays
+from cloister_simulations.sources.genomics import Expression, Genotypes, expression, genotypes
+from cloister_simulations.sources.molecules import Molecules, molecules
 from cloister_simulations.sources.multimodal import MultimodalEhr, multimodal_ehr
+from cloister_simulations.sources.notes import ClinicalNotes, clinical_notes
 from cloister_simulations.sources.phantoms import Phantoms, phantoms
 from cloister_simulations.sources.physionet import PhysioNet, physionet
 from cloister_simulations.sources.pneumonia import Pneumonia, pneumonia
 from cloister_simulations.sources.trial import Trial, trial
-from cloister_simulations.sources.genomics import Expression, Genotypes, expression, genotypes
-from cloister_simulations.sources.molecules import Molecules, molecules
-from cloister_simulations.sources.notes import ClinicalNotes, clinical_notes
 
 Seed = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -110,6 +112,7 @@ Source = Annotated[
     | Molecules
     | Expression
     | Genotypes
+    | ClinicalForms
     | Tables,
     Field(discriminator="source"),
 ]
@@ -128,6 +131,8 @@ def build(source: Source, folder: Path) -> list[Path]:
     match source:
         case Tables(sites=sites):
             return [Path(site) for site in sites]
+        case ClinicalForms():
+            return write_forms(source, folder)
         case BreastCancer():
             hospitals, suffix = _breast_cancer(source), "csv"
         case HeartDisease():

@@ -86,6 +86,14 @@ def open_records(site_yaml: Path) -> Connector:
     site, folder = read_site(site_yaml), site_yaml.parent
     if site.connector:
         return _installed(site.connector.name)(site, folder)
+    if site.fhir:
+        from cloister_client.connectors.fhir import FhirConnector
+
+        return FhirConnector(site, folder)
+    if site.omop:
+        from cloister_client.connectors.omop import OmopConnector
+
+        return OmopConnector(site, folder)
     if site.dicom:
         from cloister_client.connectors.dicom import DicomConnector
 

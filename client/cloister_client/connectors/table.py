@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from numpy.typing import NDArray
 
@@ -17,6 +16,7 @@ from cloister_client.connectors.flat_file import read_file
 from cloister_client.connectors.measurements import read_measurements
 from cloister_client.connectors.waveforms import stretches
 from cloister_client.site_file import Converted, SiteFile
+from cloister_client.units import factor
 from cloister_shared.errors import DataRefused
 from cloister_shared.schema import (
     Channel,
@@ -31,7 +31,6 @@ from cloister_shared.schema import (
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pint
 
 
 @dataclass(frozen=True)
@@ -153,22 +152,13 @@ class TableConnector:
                 found[name] = (given.factor, 0.0)
                 continue
             wanted = features[name].unit or ""
-            try:
-                zero, one = (_units().Quantity(value, given).to(wanted).magnitude for value in (0.0, 1.0))
-                found[name] = (one - zero, zero)
-            except Exception:  # pint reads a unit with Python's tokenizer, and raises whatever that meets
+            reached = factor(given, wanted)
+            if reached is None:
                 raise DataRefused(
                     f"site.yaml of {self.site.site}: {name} is in {given}, which cannot become"
                     f" {wanted or 'a bare number'}.",
                     mend=f"Correct the unit, or write {name}: {{unit: {given}, factor: NUMBER}}, with value * factor in"
                     f" {wanted or 'the scale of the plan'}.",
-                ) from None
+                )
+            found[name] = reached
         return found
-
-
-@cache
-def _units() -> pint.UnitRegistry[Any]:
-    """Every unit that pint knows; half a second to read in."""
-    import pint
-
-    return pint.UnitRegistry(cache_folder=None)
