@@ -19,10 +19,10 @@
 
 In the place of ``table``, clinical records, an archive of pictures, or a source that an installed package reads:
 
-    fhir: {path: export}               # NDJSON or bundles; with export: {url: https://ehr.local/fhir}, filled from there
+    fhir: {path: export}               # NDJSON or bundles; export: {url: https://ehr.local/fhir} fills it
     omop: {database: postgresql://reader@db.local/omop, schema: cdm}      # or sqlite, duckdb, folder: of CSVs
     dicom:
-      folder: archive                  # of DICOM files; with web: {url: https://pacs.local/dicom-web}, filled from there
+      folder: archive                  # of DICOM files; web: {url: https://pacs.local/dicom-web} fills it
       labels: {path: reports.csv, columns: {pneumonia: FINDING}}
       join: AccessionNumber            # the labels' column of that name, and the tag
     connector: {name: json-lines, path: visits.jsonl}   # the connector's name, and its own terms

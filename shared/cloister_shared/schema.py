@@ -6,10 +6,11 @@ one for each number, yes/no and category, then the ``blocks``, one for each seri
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import Discriminator, Field, Tag
 
@@ -362,7 +363,15 @@ class Block:
         return prod(self.shape)
 
 
-@lru_cache(maxsize=64)  # a vector has thousands, and every message asks for them
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def _remembered(function: F) -> F:
+    """Of the last schemas: a vector has thousands of columns, and every message asks for them."""
+    return cast("F", lru_cache(maxsize=64)(function))  # a frozen model can be hashed, which type checkers do not see
+
+
+@_remembered
 def columns(schema: Schema) -> tuple[Column, ...]:
     """The first inputs, in order: each feature's value or categories, then whether it was missing."""
     made: list[Column] = []
@@ -396,7 +405,7 @@ def width(schema: Schema) -> int:
     return len(columns(schema)) + sum(block.size for block in blocks(schema))
 
 
-@lru_cache(maxsize=64)
+@_remembered
 def scalars(schema: Schema) -> tuple[NumberFeature | CategoryFeature | BooleanFeature, ...]:
     """The features that are one value each, in order; a vector is so many numbers."""
     made: list[NumberFeature | CategoryFeature | BooleanFeature] = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
@@ -129,7 +129,7 @@ class TableConnector:
         Raises:
             DataRefused: it cannot be read as a table.
         """
-        return self._read()
+        return read_file(self.path, self.site.site, "table.path")
 
     def factors(self, schema: Schema) -> dict[str, tuple[float, float]]:
         """For each number or channel whose unit differs here: multiply, then add, to reach the plan's unit.
