@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from struct import pack
 
 import torch
 from torch import Tensor, nn
@@ -113,10 +114,8 @@ class Autoencoder(Table):
     def _noise(self, known: Tensor) -> Tensor:
         """Standard normal numbers, [n, latent]: another draw for each record's values and each state of the weights."""
         moment = float(self.into.weight.detach().double().abs().sum())
-        seed = int.from_bytes(torch.tensor(moment, dtype=torch.float64).view(torch.uint8).numpy().tobytes()[:6])
-        directions = torch.randn(
-            self.values, 2 * self.latent, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
-        )
+        chance = torch.Generator().manual_seed(int.from_bytes(pack("<d", moment)) >> 1)
+        directions = torch.randn(self.values, 2 * self.latent, dtype=torch.float64, generator=chance)
         even = (known.double() @ directions.to(known.device) * 1e4).remainder(1.0)
         radius, angle = apart(even, [self.latent, self.latent])
         normal = (-2 * radius.clamp(min=1e-12).log()).sqrt() * (2 * torch.pi * angle).cos()  # Box and Muller 1958
