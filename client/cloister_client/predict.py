@@ -7,10 +7,15 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from cloister_client.dataset import NewRows
 from cloister_client.released import Released
 from cloister_shared import durable
 from cloister_shared.outcomes.answers import answers, names
+
+AT_ONCE = 1024
+"""Rows that the network sees together."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +31,9 @@ class Scored:
 
 def predict(released: Released, rows: NewRows, out: Path) -> Scored:
     """Write a line for each row: its number, its patient if known, what the model says, and whether it is unusual."""
-    x = released.scaled(rows).numpy()
-    schema = released.plan.table
-    said = answers(schema, released.calibration(released.network.output(released.scaled(rows)).numpy()), x)
+    schema, scaled = released.plan.table, released.scaled(rows)
+    x, parts = scaled.numpy(), [released.network.output(part).numpy() for part in scaled.split(AT_ONCE)]
+    said = answers(schema, released.calibration(np.concatenate(parts)), x)
     far = released.usual.far(x) if released.usual else None
     problems = {number: what for what, number in _problems(rows)}
     text = io.StringIO()

@@ -172,8 +172,12 @@ def _personal(rows: Sequence[HospitalRow]) -> dict[str, Callable[[HospitalRow], 
 
 
 def _columns(comparison: Comparison) -> list[Arm]:
-    """The arms that a table of hospitals compares: a pooled model is no hospital's choice."""
-    return [arm for arm in by_arm(comparison) if arm.kind != "pooled"]
+    """The arms that a table of hospitals compares: a pooled model is no hospital's choice.
+
+    Where hospitals keep models of their own, it stands there for what these could reach at most.
+    """
+    kept = any(result.tuned or result.ditto for result in comparison.results)
+    return [arm for arm in by_arm(comparison) if kept or arm.kind != "pooled"]
 
 
 # --- the terminal ------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Every task has one life: schema, quality report, training, evaluation, explanation, export, and scores at a hospital.
 
-A new task is one line of LIVES: a scenario that is shipped, how small its hospitals are made, and what its plan changes.
+A new task is one line of LIVES: a shipped scenario, how small its hospitals are made, and what its plan changes.
 """
 
 import csv
