@@ -75,7 +75,9 @@ class PictureTerms(Terms):
 class DicomWeb(Terms):
     """The DICOMweb server that ``cloister-site fetch`` fills the archive's folder from."""
 
-    url: Annotated[str, StringConstraints(pattern=r"^(https://[^\s@?#]+|http://(127\.0\.0\.1|localhost)[:/][^\s@?#]*)$")]
+    url: Annotated[
+        str, StringConstraints(pattern=r"^(https://[^\s@?#]+|http://(127\.0\.0\.1|localhost)[:/][^\s@?#]*)$")
+    ]
     """HTTPS; without it on this very machine alone."""
     modality: tuple[str, ...] = ()
     """What is fetched; everything, if empty."""

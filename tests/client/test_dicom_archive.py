@@ -124,7 +124,11 @@ def test_a_volume_is_a_series(tmp_path):
     (tmp_path / "archive").mkdir()
     for patient in (1, 2):
         for at in range(3):
-            tags = {"PatientID": f"P{patient}", "SeriesInstanceUID": f"1.2.{patient}", "ImagePositionPatient": [0, 0, at]}
+            tags = {
+                "PatientID": f"P{patient}",
+                "SeriesInstanceUID": f"1.2.{patient}",
+                "ImagePositionPatient": [0, 0, at],
+            }
             tags |= {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], **CLEAN}
             units = np.full((4, 4), 100 * patient + at, np.int16)
             path = tmp_path / "archive" / f"{patient}{2 - at}"
@@ -151,7 +155,10 @@ def test_a_volume_is_a_series(tmp_path):
     [
         ("site: a\n", "table is missing"),
         ("site: a\ntable: {path: t.csv}\ndicom: {folder: f, labels: {path: t.csv}}\n", "dicom stands beside table"),
-        ("site: a\ndicom: {folder: f, labels: {path: t}, web: {url: 'http://pacs.local/'}}\n", "does not have the form"),
+        (
+            "site: a\ndicom: {folder: f, labels: {path: t}, web: {url: 'http://pacs.local/'}}\n",
+            "does not have the form",
+        ),
     ],
 )
 def test_a_site_file_that_is_not_sound(tmp_path, written, said):
@@ -264,7 +271,7 @@ def server(answers):
             self.end_headers()
             self.wfile.write(said)
 
-        def log_message(self, *_):
+        def log_message(self, format, *args):
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as held:

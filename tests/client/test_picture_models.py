@@ -1,4 +1,4 @@
-"""Tasks ``image`` and ``segmentation``: every model's clipped gradients are those taken one by one, and its state travels."""
+"""Tasks ``image`` and ``segmentation``: clipped gradients are those taken one by one."""
 
 import warnings
 from types import SimpleNamespace
@@ -47,7 +47,10 @@ DRAWN = {"kind": "mask", "name": "lesions", "of": "scan"}
 MODELS = {
     "cnn": lambda: plan_of([12, 9], {"name": "image", "widths": [8, 16, 16]}),
     "cnn in colour": lambda: plan_of(
-        [8, 8], {"name": "image", "widths": [8]}, target={"kind": "classes", "name": "c", "classes": [0, 1, 2]}, channels=3
+        [8, 8],
+        {"name": "image", "widths": [8]},
+        target={"kind": "classes", "name": "c", "classes": [0, 1, 2]},
+        channels=3,
     ),
     "cnn 3D": lambda: plan_of([6, 8, 8], {"name": "image", "widths": [8, 16]}),
     "unet": lambda: plan_of([32, 32], {"name": "segmentation"}, target=DRAWN),
@@ -67,7 +70,7 @@ def made(name, records=4):
     plan = MODELS[name]()
     torch.manual_seed(1)
     model = plan.task.network(plan.table).double()
-    (block,) = [feature for feature in plan.table.features]
+    (block,) = plan.table.features
     width = block.channels * int(np.prod(block.size))
     x = torch.randn(records, width, dtype=torch.float64)
     match plan.table.target.kind:

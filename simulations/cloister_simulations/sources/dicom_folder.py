@@ -79,7 +79,13 @@ def dicom_folder(source: DicomFolder) -> Iterator[Hospital]:
 
 
 def dicom_file(
-    units: NDArray[np.int16], *, uid: str, syntax: str = "plain", inverted: bool = False, signed: bool = False, **tags: Any
+    units: NDArray[np.int16],
+    *,
+    uid: str,
+    syntax: str = "plain",
+    inverted: bool = False,
+    signed: bool = False,
+    **tags: Any,
 ) -> bytes:
     """A CT slice of these Hounsfield units, as a DICOM part 10 file; ``tags`` go over the usual ones."""
     from pydicom.dataset import Dataset, FileMetaDataset

@@ -63,9 +63,7 @@ def pneumonia(source: Pneumonia, folder: Path) -> Iterator[Hospital]:
             "split": ["test" if testing[at] else "train" for at in own],
             "pneumonia": ill[own],
         }
-        yield Hospital(
-            site, pd.DataFrame(table), files={f"images/{at:05d}.png": _png(images[at]) for at in own}
-        )
+        yield Hospital(site, pd.DataFrame(table), files={f"images/{at:05d}.png": _png(images[at]) for at in own})
 
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:
