@@ -292,7 +292,7 @@ def segmentation(path, frames, places):
     """A DICOM-SEG whose frames lie there; slices without a lesion are left out of it, as tools do."""
     from pydicom import dcmread
     from pydicom.dataset import Dataset
-    from pydicom.pixels import pack_bits
+    from pydicom.pixels.utils import pack_bits
     from pydicom.sequence import Sequence
 
     def nested(name, **tags):

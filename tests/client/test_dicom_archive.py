@@ -271,7 +271,7 @@ def server(answers):
             self.end_headers()
             self.wfile.write(said)
 
-        def log_message(self, *_):
+        def log_message(self, format, *args):
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as held:

@@ -1,4 +1,4 @@
-"""Tasks ``image`` and ``segmentation``: every model's clipped gradients are those taken one by one, and its state travels."""
+"""Tasks ``image`` and ``segmentation``: clipped gradients are those taken one by one."""
 
 import warnings
 from types import SimpleNamespace
@@ -70,7 +70,7 @@ def made(name, records=4):
     plan = MODELS[name]()
     torch.manual_seed(1)
     model = plan.task.network(plan.table).double()
-    (block,) = [feature for feature in plan.table.features]
+    (block,) = plan.table.features
     width = block.channels * int(np.prod(block.size))
     x = torch.randn(records, width, dtype=torch.float64)
     match plan.table.target.kind:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cloister_client.connectors.table import TableConnector
 from cloister_client.encoders.dicom import Head, head
@@ -75,15 +76,12 @@ class DicomConnector:
         if drawn:  # the join stands in for a column that there is none of
             wanted = wanted.model_copy(update={"target": target.model_copy(update={"name": key})})
         frame = self.labels.rows(wanted, tuple(dict.fromkeys((key, *also))))
-        frame = frame.loc[:, ~frame.columns.duplicated()]
-        keys = [None if cell is None or cell != cell else str(cell).strip() for cell in frame[key]]
+        frame = frame.loc[:, ~frame.columns.duplicated()].copy()
+        keys = ["" if gap else str(cell).strip() for cell, gap in zip(frame[key], frame[key].isna(), strict=True)]
         for feature in pictures:
-            frame[feature.name] = [self._cell(name, feature) for name in keys]
+            frame[feature.name] = self._cells(frame, keys, partial(_wanted, feature))
         if drawn:
-            frame[target.name] = [
-                self._masks.get(name or "", [None])[0] if len(self._masks.get(name or "", [])) < 2 else None
-                for name in keys
-            ]
+            frame[target.name] = self._cells(frame, keys, lambda one: one.is_mask)
         return frame.drop(columns=[key] if key not in (schema.patient_id, target.name, *also) else [])
 
     def count(self) -> int:
@@ -117,19 +115,18 @@ class DicomConnector:
             )
         return sorted({str(cell).strip() for cell in frame[name].dropna()})
 
+    def _cells(self, frame: pd.DataFrame, keys: Sequence[str], meant: Callable[[Head], bool]) -> pd.Series[Any]:
+        """For each row the file that is meant, or all of them."""
+        import pandas as pd
+
+        found: list[Cell] = []
+        for key in keys:
+            paths = tuple(one.path for one in self._heads.get(key, []) if key and meant(one))
+            found.append(None if not paths else paths[0] if len(paths) == 1 else paths)
+        return pd.Series(found, index=frame.index, dtype=object)
+
     def _column(self, name: str) -> str:
         return self.archive.labels.columns.get(name, name)
-
-    def _cell(self, key: str | None, feature: ImageFeature) -> Cell:
-        found = [one for one in self._heads.get(key or "", []) if one.is_picture and one.meets(feature)]
-        paths = tuple(one.path for one in found)
-        return None if not paths else paths[0] if len(paths) == 1 else paths
-
-    @cached_property
-    def _masks(self) -> dict[str, list[str]]:
-        return {
-            key: found for key, heads in self._heads.items() if (found := [one.path for one in heads if one.is_mask])
-        }
 
     @cached_property
     def _heads(self) -> dict[str, list[Head]]:
@@ -153,3 +150,7 @@ class DicomConnector:
         if unread:
             log.warning("%d files of %s are not DICOM, and are left out.", unread, self.archive.folder)
         return dict(found)
+
+
+def _wanted(feature: ImageFeature, one: Head) -> bool:
+    return one.is_picture and one.meets(feature)

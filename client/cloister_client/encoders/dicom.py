@@ -27,6 +27,8 @@ Point = NDArray[np.float64]
 MOST = 2**29
 """Pixels of one file: more is no picture, or is one that was made to fill the memory."""
 
+READER = "Install it: pip install 'cloister[imaging]'."
+
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 DOSE = "1.2.840.10008.5.1.4.1.1.481.2"
@@ -128,16 +130,16 @@ def mask(path: Path, size: int, allowed: PictureTerms, of: Sequence[Path] = ()) 
     if not _class(data).startswith(SEGMENTATION):
         return picture([path], ImageFeature(name="mask", kind="image", size=(1,) * size), allowed)
     with _quiet("a segmentation that cannot be unpacked", "Export it again."):
-        from pydicom.pixels import pixel_array
+        from pydicom.pixels.utils import pixel_array
 
-        frames = np.asarray(pixel_array(data)).reshape(-1, data.Rows, data.Columns) > 0
+        frames = np.asarray(pixel_array(data)).reshape(-1, data.Rows, data.Columns).astype(bool)
         places = [
             _place(frame, _shared(data)) for frame in data.get("PerFrameFunctionalGroupsSequence", [])[: len(frames)]
         ]
         if size == 2:
             if len({None if place is None else round(place, 2) for place in places}) > 1:
                 raise DataRefused("a mask of several slices where the plan wants one", mend="Export the one meant.")
-            return frames.any(0)[None].astype(np.float32)
+            return frames.max(axis=0, keepdims=True).astype(np.float32)
         slices = in_order([opened(one, allowed) for one in of]) if len(of) > 1 else []
         whole = [one.place for one in slices if one.place is not None]
         known = [place for place in places if place is not None]
@@ -274,7 +276,8 @@ def _fits(data: Any, feature: ImageFeature) -> None:
 # --- pixels --------------------------------------------------------------------------------------------------
 def _frames(data: Any, channels: int) -> Pixels:
     """[channels, frames, rows, columns], in the order of place where frames have one."""
-    from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
+    from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
+    from pydicom.pixels.utils import pixel_array
 
     shape = (int(data.get("NumberOfFrames") or 1), int(data.Rows), int(data.Columns))
     kind = str(data.get("PhotometricInterpretation", ""))
@@ -375,6 +378,8 @@ def _quiet(said: str, mend: str) -> Iterator[None]:
         raise
     except MemoryError:
         raise
+    except ModuleNotFoundError:
+        raise DataRefused("a DICOM file, and no reader of it here", mend=READER) from None
     except Exception:
         raise DataRefused(said, mend=mend) from None
     finally:

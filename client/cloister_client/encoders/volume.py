@@ -42,6 +42,9 @@ def nifti(path: Path, dimensions: int) -> NDArray[np.float32]:
             read = np.asarray(image.dataobj, dtype=np.float32)
     except (DataRefused, FileNotFoundError, MemoryError):
         raise
+    except ModuleNotFoundError:
+        mend = "Install it: pip install 'cloister[imaging]'."
+        raise DataRefused("a NIfTI volume, and no reader of it here", mend=mend) from None
     except Exception as error:  # nibabel's own errors, zlib's, numpy's: each may quote the header
         whole = "a compressed file that is cut off" if isinstance(error, (EOFError, zlib.error)) else ""
         raise DataRefused(whole or "a file that is no NIfTI volume", mend="Export it again.") from None
