@@ -29,6 +29,10 @@ class QualityReport:
     outcomes: tuple[int, ...] = ()
     """How many records have which outcome, in the plan's order, where outcomes are counted."""
     dropped_missing: int = 0
+    notes: list[str] = field(default_factory=list[str])
+    """What of dated records could not be used, and how often."""
+    opted_out: int = 0
+    """Rows of patients who do not want their records used; they are not among ``rows``."""
 
     @property
     def bad_rows(self) -> list[int]:
@@ -61,7 +65,9 @@ class QualityReport:
             + "".join(f"; {problem} in {rows_text(rows)}" for problem, rows in column.problems.items())
             for column in self.columns
         ]
-        return "\n".join([head, *body])
+        if self.opted_out:
+            head += f" {self.opted_out} more rows are of patients who opted out."
+        return "\n".join([head, *body, *(f"  Not used: {note}." for note in self.notes)])
 
 
 def note(report: ColumnReport, problem: str, where: NDArray[np.bool_]) -> None:
