@@ -283,7 +283,7 @@ CASES = (
     Case("unit that is a name ", "omop", lambda files: [cell(MEA, "unit_concept_id", 0)(files),
          cell(MEA, "unit_source_value", SECRET)(files)], "a unit that is not known"),
     Case("row with a cell too many", "omop", lambda files: files[MEA][3].append(SECRET), "cannot be read"),
-    Case("file that is not UTF-8", "omop", instead(MEA, b"measurement_id,person_id\n1,\xff\xfe\n"), "measurement"),
+    Case("file that is not UTF-8", "omop", instead(MEA, b"measurement_id,person_id\n1,\xff\xfe\n"), "cannot be read"),
     Case("empty file of persons", "omop", instead(PER, b""), "has no table person"),
     Case("vocabulary with tabs", "omop", lambda files: files.update({"CONCEPT.csv": "\n".join(
          "\t".join(map(str, row)) for row in files["CONCEPT.csv"]).encode()})),

@@ -120,6 +120,11 @@ class Records:
     left_out: dict[str, int] = field(default_factory=dict[str, int])
     """What could not be used, in words, and how often."""
 
+    def stand_for(self, code: str) -> NDArray[np.int32]:
+        """Which of ``facts.codes`` this one stands for; of what was not asked for, by its spelling alone."""
+        found = self.meant.get(code)
+        return meanings([code], self.facts.codes)[code] if found is None else found
+
 
 def sound(
     patients: Patients, encounters: Encounters, facts: Facts, meant: Mapping[str, Any], left_out: dict[str, int]

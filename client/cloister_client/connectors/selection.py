@@ -172,7 +172,7 @@ class _Selection:
         facts = self.records.facts
         asked_for = np.zeros(len(facts.codes) + 1, bool)
         for code in codes:
-            asked_for[self.records.meant[code]] = True
+            asked_for[self.records.stand_for(code)] = True
         facts = facts[np.flatnonzero(asked_for[facts.code])]
         if number is not None:
             facts = self._with(facts, np.isfinite(facts.value), number.name, "no number")
