@@ -8,10 +8,12 @@ off goes on with the same export and the same octet. HTTPS alone, and nothing is
 from __future__ import annotations
 
 import email.utils
+import hashlib
 import http.client
 import json
 import os
 import random
+import re
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode, urljoin, urlsplit
+from urllib.parse import SplitResult, urlencode, urljoin, urlsplit
 
 from cloister_client.connectors.fhir_resources import KINDS
 from cloister_client.proxy import opened, proxy_to
@@ -27,8 +29,9 @@ from cloister_client.site_file import ExportTerms, SiteFile
 from cloister_shared import durable
 from cloister_shared.errors import CloisterError, DataRefused, LinkLost
 
-STATE = "export.json"
+STATE = "export.state"
 """Beside the files: the export's address, and its files when they are known."""
+_FETCHED = re.compile(r"[A-Za-z]+\.\d+\.[0-9a-f]{8}\.ndjson(\.part)?")
 _PATIENCE = 120.0
 """Seconds of silence after which a connection is given up."""
 _LEAST, _LONGEST = 1.0, 600.0
@@ -36,6 +39,7 @@ _LEAST, _LONGEST = 1.0, 600.0
 _TRIES = 6
 """Times in a row that one request may fail."""
 _PIECE = 1 << 20
+_BUSY = (429, 500, 502, 503, 504)
 
 Say = Callable[[str], object]
 
@@ -53,26 +57,35 @@ class _Server:
     @contextmanager
     def get(self, url: str, **headers: str) -> Iterator[http.client.HTTPResponse]:
         """One request, tried again with growing patience where the server is busy or does not answer."""
-        parts = urlsplit(url)
+        connection, answer = self._answered(urlsplit(url), headers)
+        try:
+            yield answer
+        finally:
+            connection.close()
+
+    def _answered(
+        self, parts: SplitResult, headers: Mapping[str, str]
+    ) -> tuple[http.client.HTTPSConnection, http.client.HTTPResponse]:
+        path = parts.path + (f"?{parts.query}" if parts.query else "")
         for tried in range(1, _TRIES + 1):
-            connection = None
+            connection, pause = None, 2.0**tried
             try:
                 connection = self._connected(parts.hostname or "", parts.port or 443)
-                path = parts.path + (f"?{parts.query}" if parts.query else "")
                 connection.request("GET", path, headers={**self.headers, **headers})
                 answer = connection.getresponse()
-                if answer.status not in (429, 500, 502, 503, 504) or tried == _TRIES:
-                    yield answer
-                    return
-                pause = asked_pause(answer.headers.get("Retry-After"), 2.0**tried)
+                if answer.status not in _BUSY:
+                    return connection, answer
+                pause = asked_pause(answer.headers.get("Retry-After"), pause)
+                why = f"is too busy ({answer.status})"
             except (OSError, http.client.HTTPException, LinkLost) as fault:
-                if tried == _TRIES or isinstance(fault, ssl.SSLCertVerificationError):
-                    raise self.lost(f"does not answer ({type(fault).__name__})") from None
-                pause = 2.0**tried
-            finally:
-                if connection is not None:
-                    connection.close()
-            self.wait(min(pause, _LONGEST) * random.uniform(0.8, 1.2))  # so that many do not ask at one moment
+                why = f"does not answer ({type(fault).__name__})"
+                if isinstance(fault, ssl.SSLCertVerificationError):
+                    raise self.lost("shows a certificate that nobody here vouches for") from None
+            if connection is not None:
+                connection.close()
+            if tried < _TRIES:
+                self.wait(min(pause, _LONGEST) * random.uniform(1.0, 1.2))  # so that many do not ask at one moment
+        raise self.lost(why)
 
     def _connected(self, host: str, port: int) -> http.client.HTTPSConnection:
         bare = opened(host, port, proxy_to(host, self.site.proxy), _PATIENCE)
@@ -117,12 +130,15 @@ def fetch_export(
             return fetch_export(site, folder, say, wait)
         state["output"] = output
         durable.save_text(into / STATE, json.dumps(state))
-    made: list[Path] = []
-    for number, (kind, url) in enumerate(state["output"]):
-        made.append(path := into / f"{kind}.{number:03d}.ndjson")
+    mark = hashlib.sha256(str(state["status"]).encode()).hexdigest()[:8]
+    made = [into / f"{kind}.{number:03d}.{mark}.ndjson" for number, (kind, _) in enumerate(state["output"])]
+    for path, (_, url) in zip(made, state["output"], strict=True):
         if not path.exists():
             _download(server, url, path)
             say(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB")
+    for path in into.iterdir():
+        if _FETCHED.fullmatch(path.name) and path not in made:
+            path.unlink()  # of an earlier export: with two of them, what was withdrawn since would still be there
     (into / STATE).unlink()
     return made
 
@@ -229,9 +245,8 @@ def _download(server: _Server, url: str, path: Path) -> None:
 def _received(answer: http.client.HTTPResponse, beside: Path, *, append: bool) -> bool:
     """Whether all of it came; what came is kept either way."""
     wanted = answer.length
-    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT, 0o600), "r+b" if append else "wb") as file:
-        if append:
-            file.seek(0, os.SEEK_END)
+    how = os.O_APPEND if append else os.O_TRUNC
+    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | how, 0o600), "wb") as file:
         came = 0
         try:
             while piece := answer.read(_PIECE):
