@@ -7,7 +7,13 @@ from textwrap import fill
 
 import typer
 
-from cloister_client import budget_commands, consortium_commands, model_commands, study_commands
+from cloister_client import (
+    budget_commands,
+    consortium_commands,
+    model_commands,
+    records_commands,
+    study_commands,
+)
 from cloister_shared.console import one_core, plain_errors, read_text
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -31,8 +37,10 @@ for command in (
     consortium_commands.service,
     consortium_commands.renew,
     consortium_commands.leave,
+    records_commands.map_,
+    records_commands.fetch,
 ):
-    app.command()(command)
+    app.command(command.__name__.rstrip("_"))(command)
 
 
 @app.callback()

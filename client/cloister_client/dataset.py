@@ -18,6 +18,7 @@ from cloister_client.consent import Policy
 from cloister_client.encoders import image, molecule, series, text
 from cloister_client.encoders.outcomes import counted, itself, outcomes
 from cloister_client.encoders.scalars import encode, parse, words
+from cloister_client.opt_outs import without_opt_outs
 from cloister_client.quality import ColumnReport, QualityReport, note
 from cloister_shared.errors import CohortTooSmall, DataRefused
 from cloister_shared.plan import StudyPlan
@@ -77,7 +78,9 @@ def load_dataset(connector: Connector, plan: StudyPlan) -> Dataset:
     site, schema = connector.site.site, plan.table
     split = plan.evaluation.split_column
     frame = connector.rows(schema, (split,) if split else ())
-    report = QualityReport(site, len(frame), [])
+    notes, everyone = frame.attrs.get("notes", []), len(frame)
+    frame = without_opt_outs(frame, schema, connector.site, connector.folder)
+    report = QualityReport(site, len(frame), [], notes=notes, opted_out=everyone - len(frame))
     x, keep = _inputs(frame, schema, connector, report)
     y = outcomes(frame, schema, connector.folder, report, connector.site.pictures)
     _check_whole_rows(frame, plan, report, keep)

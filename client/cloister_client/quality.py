@@ -32,6 +32,10 @@ class QualityReport:
     outcomes: tuple[int, ...] = ()
     """How many records have which outcome, in the plan's order, where outcomes are counted."""
     dropped_missing: int = 0
+    notes: list[str] = field(default_factory=list[str])
+    """What of dated records could not be used, and how often."""
+    opted_out: int = 0
+    """Rows of patients who do not want their records used; they are not among ``rows``."""
 
     @property
     def bad_rows(self) -> list[int]:
@@ -67,8 +71,11 @@ class QualityReport:
             + "".join(f"; {problem} in {rows_text(rows)}" for problem, rows in column.problems.items())
             for column in shown
         ]
+        if self.opted_out:
+            head += f" {self.opted_out} more rows are of patients who opted out."
         more = len(self.columns) - len(shown)
-        return "\n".join([head, *body, *([f"  and {more} more columns" + _silent(self, shown)] if more else [])])
+        left = [f"  and {more} more columns" + _silent(self, shown)] if more else []
+        return "\n".join([head, *body, *left, *(f"  Not used: {note}." for note in self.notes)])
 
 
 def _silent(report: QualityReport, shown: list[ColumnReport]) -> str:

@@ -97,7 +97,7 @@ def fill(connection: Any, rows: int) -> None:
             CASE WHEN n % 3 = 0 THEN 8636 ELSE 8840 END AS unit_concept_id,
             CASE WHEN n % 3 = 0 THEN 'g/L' ELSE 'mg/dL' END::varchar(50) AS unit_source_value,
             NULL::bigint AS visit_occurrence_id, n::text AS measurement_source_value
-            FROM generate_series(1, {rows}) n;
+            FROM generate_series(1, {rows}::bigint) n;
         CREATE TABLE concept AS SELECT 3000000 + n AS concept_id, 'LOINC' AS vocabulary_id, '100' || n || '-0' AS concept_code
             FROM generate_series(0, 19) n UNION ALL VALUES (8636, 'UCUM', 'g/L'), (8840, 'UCUM', 'mg/dL');
         CREATE TABLE concept_ancestor AS SELECT concept_id AS ancestor_concept_id, concept_id AS descendant_concept_id

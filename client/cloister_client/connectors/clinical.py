@@ -19,10 +19,13 @@ from cloister_client.site_file import Coded
 from cloister_shared.errors import DataRefused
 from cloister_shared.schema import (
     Binary,
+    BooleanFeature,
+    CategoryFeature,
     Classes,
     Effect,
     Labels,
     Mask,
+    NumberFeature,
     Quantity,
     Schema,
     SeriesFeature,
@@ -64,6 +67,12 @@ class Encounters:
     end: Times
     kind: Places
 
+    def __getitem__(self, kept: NDArray[Any]) -> Encounters:
+        return Encounters(self.id[kept], self.patient[kept], self.start[kept], self.end[kept], self.kind[kept])
+
+    def __len__(self) -> int:
+        return len(self.id)
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -82,8 +91,18 @@ class Facts:
     answers: list[str]
 
     def __getitem__(self, kept: NDArray[Any]) -> Facts:
-        columns = (self.event, self.patient, self.time, self.code, self.value, self.unit, self.answer)
-        return Facts(*(column[kept] for column in columns), self.codes, self.units, self.answers)
+        return Facts(
+            self.event[kept],
+            self.patient[kept],
+            self.time[kept],
+            self.code[kept],
+            self.value[kept],
+            self.unit[kept],
+            self.answer[kept],
+            self.codes,
+            self.units,
+            self.answers,
+        )
 
     def __len__(self) -> int:
         return len(self.event)
@@ -101,6 +120,11 @@ class Records:
     left_out: dict[str, int] = field(default_factory=dict[str, int])
     """What could not be used, in words, and how often."""
 
+    def stand_for(self, code: str) -> NDArray[np.int32]:
+        """Which of ``facts.codes`` this one stands for; of what was not asked for, by its spelling alone."""
+        found = self.meant.get(code)
+        return meanings([code], self.facts.codes)[code] if found is None else found
+
 
 def sound(
     patients: Patients, encounters: Encounters, facts: Facts, meant: Mapping[str, Any], left_out: dict[str, int]
@@ -111,10 +135,7 @@ def sound(
         backwards = kept & (encounters.end != NEVER) & (encounters.end < encounters.start)
     _count(left_out, "encounters that end before they begin", backwards)
     kept &= ~backwards
-    encounters = Encounters(
-        *(column[kept] for column in (encounters.id, encounters.patient, encounters.start, encounters.end)),
-        encounters.kind[kept],
-    )
+    encounters = encounters[np.flatnonzero(kept)]
     facts = facts[_kept(facts.patient, facts.time, "facts", left_out)]
     return Records(patients, encounters, facts, meant, {said: count for said, count in left_out.items() if count})
 
@@ -143,7 +164,7 @@ def asked(schema: Schema, own: Coded, site: str) -> dict[str, tuple[str, ...]]:
     for feature in schema.features:
         if isinstance(feature, SeriesFeature):
             wanted |= {f"{feature.name}.{channel.name}": channel.code for channel in feature.channels}
-        elif feature.kind in ("number", "category", "boolean"):
+        elif isinstance(feature, NumberFeature | CategoryFeature | BooleanFeature):
             wanted[feature.name] = feature.code
         else:
             raise DataRefused(

@@ -98,8 +98,10 @@ class FhirConnector:
         Raises:
             DataRefused: the folder cannot be read, or is not FHIR.
         """
-        everything = wanted is None
-        keeps = (lambda code: True) if everything else (lambda code: any(stands_for(w, code) for w in wanted))
+
+        def keeps(code: str) -> bool:
+            return wanted is None or any(stands_for(each, code) for each in wanted)
+
         clinic, reader = Clinic(keeps), _Reader(self.site.site)
         for path in self._files():
             reader.read(path, clinic)
@@ -150,18 +152,19 @@ class _Reader:
     def read(self, path: Path, clinic: Clinic) -> None:
         import orjson
 
-        where = f"{self._site}: {path.name}"
+        where, number = f"{self._site}: {path.name}", 0
         try:
             with _opened(path) as file:
                 if ".json" in path.suffixes and ".jsonl" not in path.suffixes:
                     self._bundle(orjson.loads(file.read()), where, clinic)
                     return
                 take, loads = self._take, orjson.loads
-                for number, line in enumerate(file, start=1):
+                for line in file:
+                    number += 1
                     if line.strip():
                         take(loads(line), where, number, clinic)
         except orjson.JSONDecodeError:
-            line = f" line {number}" if "number" in locals() else ""
+            line = f" line {number}" if number else ""
             raise DataRefused(
                 f"{where}{line} is not JSON.", mend="Export the file again: it may have been cut off."
             ) from None

@@ -69,8 +69,11 @@ class Clinic:
     def _patient(self, resource: Resource) -> None:
         death, dead = resource.get("deceasedDateTime"), resource.get("deceasedBoolean", False)
         sex = resource.get("gender")
-        _text(death), _text(resource.get("birthDate")), _text(sex)
-        person = (sex if sex in ("male", "female", "other") else None, resource.get("birthDate"), death)
+        person = (
+            _text(sex) if sex in ("male", "female", "other") else None,
+            _text(resource.get("birthDate")),
+            _text(death),
+        )
         self.patients[self.people.place(_id(resource))] = (*person, bool(dead) or death is not None)
 
     def _encounter(self, resource: Resource) -> None:

@@ -365,7 +365,7 @@ def _of_table(
             other = piece[source]
             codes.append((other, np.isin(other, sought[0]) & (other != piece[concept])))
             if places:
-                codes.append((_local(piece[written].astype(np.int64)), np.isin(piece[written], places)))
+                codes.append((-2 - piece[written].astype(np.int64), np.isin(piece[written], places)))
         for code, kept in codes:
             at = np.flatnonzero(kept)
             yield {**{column: values[at] for column, values in made.items()}, "code": code[at]}

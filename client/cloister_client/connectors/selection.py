@@ -81,7 +81,7 @@ class _Selection:
         self.records, self.schema, self.own, self.site = records, schema, own, site
         self.codes = asked(schema, own, site)
         self.notes = [f"{said}: {count}" for said, count in records.left_out.items()]
-        self.anchors = _at(records.encounters, np.arange(len(records.encounters.id)))
+        self.anchors = records.encounters
         self.anchors = self._anchored()
 
     def frame(self) -> pd.DataFrame:
@@ -116,13 +116,13 @@ class _Selection:
         if terms.having:
             chosen = self._chosen(terms.having, terms.window, found.start)
             kept &= chosen.high > chosen.low
-        found = _at(found, np.flatnonzero(kept))
+        found = found[np.flatnonzero(kept)]
         ids = self.records.patients.id[found.patient].astype(str)
-        found = _at(found, np.lexsort((found.id.astype(str), found.start, ids)))
+        found = found[np.lexsort((found.id.astype(str), found.start, ids))]
         if terms.which != "every" and len(found.id):
             changes = found.patient[1:] != found.patient[:-1]
             ends = np.append(True, changes) if terms.which == "first" else np.append(changes, True)
-            found = _at(found, np.flatnonzero(ends))
+            found = found[np.flatnonzero(ends)]
         return found
 
     # --- one value --------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ class _Selection:
         facts = self.records.facts
         asked_for = np.zeros(len(facts.codes) + 1, bool)
         for code in codes:
-            asked_for[self.records.meant[code]] = True
+            asked_for[self.records.stand_for(code)] = True
         facts = facts[np.flatnonzero(asked_for[facts.code])]
         if number is not None:
             facts = self._with(facts, np.isfinite(facts.value), number.name, "no number")
@@ -339,7 +339,7 @@ class _Selection:
     def _readmission(self, wanted: Any, window: Window) -> Cells:
         """Another inpatient encounter that begins in the window, counted from the end of this one."""
         every = self.records.encounters
-        stays = _at(every, np.flatnonzero(every.kind == INPATIENT))
+        stays = every[np.flatnonzero(every.kind == INPATIENT)]
         key = np.sort(_key(stays.patient, stays.start))
         end = np.where(self.anchors.end == NEVER, EARLIEST, self.anchors.end)
         first = np.maximum(end + int(np.ceil(window.since * 3600)), self.anchors.start + 1)  # and not this one itself
@@ -357,16 +357,6 @@ _OF_PATIENT = {
     "LOCAL:death": _Selection._death,
     "LOCAL:readmission": _Selection._readmission,
 }
-
-
-def _at(encounters: Encounters, places: NDArray[np.int64]) -> Encounters:
-    return Encounters(
-        encounters.id[places],
-        encounters.patient[places],
-        encounters.start[places],
-        encounters.end[places],
-        encounters.kind[places],
-    )
 
 
 def _key(patient: NDArray[Any], time: Times) -> NDArray[np.int64]:

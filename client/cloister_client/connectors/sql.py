@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import sqlalchemy as sa
+import sqlalchemy.exc
 from numpy.typing import NDArray
 from sqlalchemy.dialects import postgresql
 
@@ -96,7 +97,7 @@ class Database:
         ]
         if sum(len(values) for values in given.values()) <= _MOST and (tests or any_of is not None):
             question = question.where(sa.or_(*tests) if tests else sa.false())
-        kept = {name: kind for name, kind in columns.items() if name in there}
+        kept: dict[str, Kind] = {name: kind for name, kind in columns.items() if name in there}
         for rows in self._answered(question, table):
             yield self._piece(table, kept, columns, rows)
 
@@ -138,7 +139,7 @@ class Database:
             return {}
         return {"": actual} | {c["name"].lower(): c["name"] for c in inspector.get_columns(actual, schema)}
 
-    def _answered(self, question: sa.Select[Any], table: str) -> Iterator[list[Sequence[Any]]]:
+    def _answered(self, question: Any, table: str) -> Iterator[list[Sequence[Any]]]:
         try:
             if self._kind in ("duckdb", "csv"):
                 compiled = question.compile(dialect=_DIALECT, compile_kwargs={"render_postcompile": True})
@@ -149,7 +150,7 @@ class Database:
             else:
                 for rows in self._connection.execute(question).partitions(_ROWS):
                     yield list(zip(*rows, strict=True))
-        except (sa.exc.SQLAlchemyError, sqlite3.Error, *_duck_errors(self._kind)) as error:
+        except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, *_duck_errors(self._kind)) as error:
             # What the database says may quote a cell.
             raise DataRefused(
                 f"{self.site}: table {table} of {self.source} cannot be read ({type(error).__name__}).",
@@ -215,7 +216,7 @@ def open_database(terms: OmopSource, folder: Path, site: str) -> Iterator[Databa
             return
         with _served(database, url, scheme, folder / place.removeprefix("/")):
             yield database
-    except (sa.exc.OperationalError, sa.exc.ArgumentError, sqlite3.Error) as error:
+    except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.ArgumentError, sqlite3.Error) as error:
         raise DataRefused(
             f"{site}: the database {source} cannot be opened ({type(error).__name__}).",
             mend="Check omop.database in site.yaml, and that its account may connect; a password belongs in ~/.pgpass."
