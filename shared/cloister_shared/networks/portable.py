@@ -62,7 +62,7 @@ def _onnx(model: nn.Module, inputs: Tensor, path: Path) -> Tensor:
         )
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    quiet: Any = onnxruntime.SessionOptions()
+    quiet = cast("Any", onnxruntime).SessionOptions()
     quiet.log_severity_level = 4  # a graph that cannot take other rows is refused here, and need not shout
     session = onnxruntime.InferenceSession(path, quiet, providers=["CPUExecutionProvider"])
     return _parted(lambda part: torch.from_numpy(session.run(None, {"inputs": part.numpy()})[0]), inputs)
