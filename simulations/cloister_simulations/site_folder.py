@@ -45,7 +45,7 @@ def write(hospital: Hospital, folder: Path, table: str) -> Path:
     if hospital.series is not None and isinstance(hospital.measured, SeriesFile):
         _save(hospital.series, folder / hospital.measured.path)
     differs = {"columns": hospital.columns, "units": hospital.units}
-    described: dict[str, object] = {"path": table} | {key: value for key, value in differs.items() if value}
+    described: dict[str, object] = {"path": table, **{key: value for key, value in differs.items() if value}}
     if hospital.measured:
         key = "series" if isinstance(hospital.measured, SeriesFile) else "waveforms"
         described[key] = hospital.measured.model_dump(exclude_none=True)
