@@ -96,7 +96,7 @@ def test_a_plan_is_frozen():
 def test_shipped_plans_are_sound(path: Path):
     plan = parse(StudyPlan, load(path.read_text(encoding="utf-8"), path.name).below("plan"), broken)
     assert plan.private
-    assert len(columns(plan.table)) >= len(plan.table.features)
+    assert width(plan.table) >= len(plan.table.features)
 
 
 def test_a_fault_in_a_part_keeps_the_line_of_the_whole_file():
