@@ -22,7 +22,9 @@ from cloister_shared.schema import (
     Mask,
     Quantity,
     Schema,
+    SeriesFeature,
     Survival,
+    blocks,
     plan_constants,
 )
 
@@ -87,6 +89,19 @@ def outcomes(
             column = ColumnReport(alarm)
             report.columns.append(column)
             return boolean(frame[alarm], frame[alarm].isna().to_numpy(), column)
+
+
+def itself(x: NDArray[np.float32], schema: Schema) -> NDArray[np.float32]:
+    """What a model of what is usual is held against: the inputs, NaN where a series was not measured, and its masks."""
+    said = x.copy()
+    for block in blocks(schema):
+        if isinstance(block.feature, SeriesFeature):
+            grid = said[:, block.start : block.start + block.size].reshape(len(x), *block.shape)
+            values, taken = np.split(grid, 2, axis=2)
+            values[taken == 0] = np.nan
+            taken[:] = np.nan
+            said[:, block.start : block.start + block.size] = grid.reshape(len(x), -1)
+    return said
 
 
 def in_periods(time: Array, came: Array, cuts: tuple[float, ...]) -> Array:
