@@ -16,7 +16,7 @@ export OMP_NUM_THREADS = 1
 export CLOISTER_DATA
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format figures docs proto bundle clean
+.PHONY: help demo test test-slow lint format figures results docs proto bundle clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -42,6 +42,9 @@ format: $(VENV)/.dev ## Rewrite the code in the house format
 figures: $(VENV)/.dev ## Run a benchmark: make figures TOPIC=study
 	@test -n "$(TOPIC)" || { echo "Name a benchmark: make figures TOPIC=study"; exit 2; }
 	@$(BIN)/python simulations/benchmarks/$(TOPIC).py $(ARGS)
+
+results: $(VENV)/.dev ## Run every scenario and write docs/results.md
+	@$(BIN)/python simulations/benchmarks/results_page.py $(ARGS)
 
 docs: $(VENV)/.dev ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
