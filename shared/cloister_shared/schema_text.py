@@ -89,6 +89,18 @@ def outcome(target: Target) -> str:
             return f"with {treatment} or without"
 
 
+def anchored(schema: Schema) -> str:
+    """Of which encounters clinical records make a record each."""
+    terms = schema.anchor
+    said = f"{terms.which} {'' if terms.encounter == 'any' else f'{terms.encounter} '}encounter"
+    if terms.ages:
+        said += f" at the age of {terms.ages[0]:g} to {terms.ages[1]:g}"
+    if terms.having:
+        since, until = terms.window.since, terms.window.until
+        said += f" with {_listed(list(terms.having))} from {since:g} to {until:g} hours after its start"
+    return said
+
+
 def _listed(names: list[str]) -> str:
     more = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
