@@ -32,13 +32,19 @@ def map_(plan: Path, site: Site = HERE) -> None:
 
 
 def fetch(site: Site = HERE) -> None:
-    """Fill the folder of FHIR files from the hospital's own server, by Bulk Data's $export.
+    """Fill the folder that studies read: from a FHIR server by Bulk Data's $export, or from a database of OMOP.
 
-    An export that broke off is gone on with.
+    An export that broke off is gone on with. A study trains without a network, and so cannot ask a server itself.
     """
     with plain_errors():
         from cloister_client.connectors.fhir_export import fetch_export
         from cloister_client.site_file import read_site
 
-        files = fetch_export(read_site(site), site.parent, typer.echo)
+        hospital = read_site(site)
+        if hospital.omop:
+            from cloister_client.connectors.sql import copy_tables
+
+            files = copy_tables(hospital.omop, site.parent, hospital.site)
+        else:
+            files = fetch_export(hospital, site.parent, typer.echo)
         typer.echo(f"{len(files)} files are in place. Next: cloister-site map PLAN")

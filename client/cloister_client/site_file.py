@@ -88,6 +88,7 @@ class OmopSource(Coded):
     vocabulary: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*$")] | None = None
     """The schema of the vocabulary's tables, where it is another."""
     folder: str | None = None
+    """Of CSVs. Beside a database: where ``cloister-site fetch`` copies it to, and what is read once it is there."""
 
 
 class PolicyTerms(Terms):
@@ -150,5 +151,5 @@ def _broken(site: SiteFile) -> Iterator[Broken]:
         yield Broken(("table",), "is missing", "Add table: {path: FILE}, or fhir or omop in its place.")
     for name in sources[1:]:
         yield Broken((name,), f"stands beside {sources[0]}", "Name one source of records.")
-    if site.omop and (site.omop.database is None) == (site.omop.folder is None):
-        yield Broken(("omop",), "names not just one place", "Write database: URL or folder: PATH.")
+    if site.omop and site.omop.database is None and site.omop.folder is None:
+        yield Broken(("omop",), "names no place", "Write database: URL or folder: PATH.")
