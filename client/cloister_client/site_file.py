@@ -14,6 +14,20 @@ table:
 path: table.csv                  # beside this file
 columns: {age: AGE_YEARS}        # a feature's name in the plan: its column here, where they differ
 units: {weight: lb, creatinine: {unit: umol/L, factor: 0.0113}}   # where the unit is not the plan's
+
+In place of ``table``, clinical records, in which the plan's features are found by their codes:
+
+    fhir:
+      path: export                 # a folder of NDJSON and bundles, also gzipped
+      codes: {hba1c: ["LOINC:4548-4", "LOCAL:HBA1C"]}   # of a feature here, where they are not the plan's
+      units: {weight: lb}          # of values without a unit; with a factor, of those that only it converts
+      export: {url: https://fhir.local/r4, token: token.txt}   # where cloister-site fetch gets the files
+    omop:
+      database: postgresql://reader@cdm.local/omop   # or sqlite:///cdm.sqlite, duckdb:///cdm.duckdb
+      schema: cdm
+      folder: cdm                  # of CSVs; beside a database, where cloister-site fetch copies it to
+
+    opt_outs: opt_outs.txt         # patients whose records are not used, one id a line
 """
 
 from __future__ import annotations

@@ -245,7 +245,7 @@ def open_database(terms: OmopSource, folder: Path, site: str) -> Iterator[Databa
         raise DataRefused(
             f"{site}: the database {source} cannot be opened ({type(error).__name__}).",
             mend="Check omop.database in site.yaml, and that its account may connect; a password belongs in ~/.pgpass."
-            " A study that trains has no network: give it SQLite, DuckDB or a folder, or sandbox: off.",
+            " A study that trains has no network: cloister-site fetch copies the database to omop.folder.",
         ) from None
 
 
@@ -283,7 +283,12 @@ def _duck(database: Database, terms: OmopSource, folder: Path, place: str) -> It
         )
     database._kind = "csv" if terms.folder else "duckdb"
     try:
-        settings = {"threads": 1, "autoinstall_known_extensions": False, "autoload_known_extensions": False}
+        settings = {
+            "threads": 1,
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+            "memory_limit": "1GB",
+        }
         connection = duckdb.connect(":memory:" if terms.folder else place, read_only=not terms.folder, config=settings)
         with connection:
             for path in sorted(Path(place).iterdir()) if terms.folder else ():
