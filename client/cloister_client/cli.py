@@ -7,7 +7,13 @@ from textwrap import fill
 
 import typer
 
-from cloister_client import budget_commands, consortium_commands, records_commands, study_commands
+from cloister_client import (
+    budget_commands,
+    consortium_commands,
+    model_commands,
+    records_commands,
+    study_commands,
+)
 from cloister_shared.console import one_core, plain_errors, read_text
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -24,6 +30,8 @@ for command in (
     study_commands.approve,
     study_commands.reject,
     study_commands.revoke,
+    model_commands.predict,
+    model_commands.explain,
     consortium_commands.peers,
     consortium_commands.egress,
     consortium_commands.service,

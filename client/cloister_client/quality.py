@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+MOST = 100
+"""Columns that a page tells of; of more than that, only those with a finding."""
+
 
 @dataclass
 class ColumnReport:
@@ -54,7 +57,10 @@ class QualityReport:
 
     def page(self) -> str:
         """The report as the hospital's own people read it."""
-        width = max(len(column.name) for column in self.columns)
+        shown = self.columns
+        if len(shown) > MOST:
+            shown = [column for column in shown if column.missing or column.problems][:MOST]
+        width = max((len(column.name) for column in shown), default=0)
         found = f", {self.positives} with the outcome" if self.outcomes else ""
         head = (
             f"Data quality at {self.site}: {self.rows} rows, {self.patients} patients{found};"
@@ -63,11 +69,18 @@ class QualityReport:
         body = [
             f"  {column.name:<{width}}  {column.missing / max(self.rows, 1):>6.1%} missing"
             + "".join(f"; {problem} in {rows_text(rows)}" for problem, rows in column.problems.items())
-            for column in self.columns
+            for column in shown
         ]
         if self.opted_out:
             head += f" {self.opted_out} more rows are of patients who opted out."
-        return "\n".join([head, *body, *(f"  Not used: {note}." for note in self.notes)])
+        more = len(self.columns) - len(shown)
+        left = [f"  and {more} more columns" + _silent(self, shown)] if more else []
+        return "\n".join([head, *body, *left, *(f"  Not used: {note}." for note in self.notes)])
+
+
+def _silent(report: QualityReport, shown: list[ColumnReport]) -> str:
+    found = sum(bool(column.missing or column.problems) for column in report.columns)
+    return "" if found > len(shown) else " without a finding"
 
 
 def note(report: ColumnReport, problem: str, where: NDArray[np.bool_]) -> None:

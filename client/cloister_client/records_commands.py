@@ -31,10 +31,10 @@ def map_(plan: Path, site: Site = HERE) -> None:
         raise typer.Exit(1)
 
 
-def fetch(site: Site = HERE) -> None:
-    """Fill the folder that studies read: from a FHIR server by Bulk Data's $export, or from a database of OMOP.
+def fetch(site: Annotated[Path, typer.Argument(help="The hospital's site.yaml.")] = HERE) -> None:
+    """Fill the folder that studies read: from a FHIR server, a database of OMOP, or a DICOMweb server.
 
-    An export that broke off is gone on with. A study trains without a network, and so cannot ask a server itself.
+    What broke off is gone on with. A study trains without a network, and so cannot ask a server itself.
     """
     with plain_errors():
         from cloister_client.connectors.fhir_export import fetch_export
@@ -44,7 +44,14 @@ def fetch(site: Site = HERE) -> None:
         if hospital.omop:
             from cloister_client.connectors.sql import copy_tables
 
-            files = copy_tables(hospital.omop, site.parent, hospital.site)
+            count = len(copy_tables(hospital.omop, site.parent, hospital.site))
+        elif hospital.dicom:
+            from cloister_client.connectors.dicom import DicomConnector
+            from cloister_client.connectors.dicom_web import fetch as fetch_pictures
+
+            count = fetch_pictures(DicomConnector(hospital, site.parent))
+            typer.echo(f"{count} new files in {hospital.dicom.folder}.")
+            return
         else:
-            files = fetch_export(hospital, site.parent, typer.echo)
-        typer.echo(f"{len(files)} files are in place. Next: cloister-site map PLAN")
+            count = len(fetch_export(hospital, site.parent, typer.echo))
+        typer.echo(f"{count} files are in place. Next: cloister-site map PLAN")

@@ -27,7 +27,7 @@ def terms(plan: StudyPlan) -> dict[str, str]:
     lines = {
         "Study": f"{plan.study}, version {plan.version}: {plan.title}",
         "Digest": plan.digest,
-        "Predicts": f"{predicts(plan.table)}; {plan.task.model} model",
+        "Predicts": f"{predicts(plan.table)}; {getattr(plan.task, 'model', plan.task.name)} model",
         "Cohort": f"at least {plan.cohort.min_sites} hospitals with {plan.cohort.min_patients} training patients each",
         "Rounds": f"{plan.rounds} of {training.local_steps} local steps over {training.batch_size} rows;"
         f" strategy {plan.strategy.name}",

@@ -6,9 +6,11 @@ one for each number, yes/no and category, then the ``blocks``, one for each seri
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import Discriminator, Field, Tag
 
@@ -361,6 +363,15 @@ class Block:
         return prod(self.shape)
 
 
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def _remembered(function: F) -> F:
+    """Of the last schemas: a vector has thousands of columns, and every message asks for them."""
+    return cast("F", lru_cache(maxsize=64)(function))  # a frozen model can be hashed, which type checkers do not see
+
+
+@_remembered
 def columns(schema: Schema) -> tuple[Column, ...]:
     """The first inputs, in order: each feature's value or categories, then whether it was missing."""
     made: list[Column] = []
@@ -394,6 +405,7 @@ def width(schema: Schema) -> int:
     return len(columns(schema)) + sum(block.size for block in blocks(schema))
 
 
+@_remembered
 def scalars(schema: Schema) -> tuple[NumberFeature | CategoryFeature | BooleanFeature, ...]:
     """The features that are one value each, in order; a vector is so many numbers."""
     made: list[NumberFeature | CategoryFeature | BooleanFeature] = []
@@ -409,6 +421,18 @@ def scalars(schema: Schema) -> tuple[NumberFeature | CategoryFeature | BooleanFe
 def numbers(schema: Schema) -> tuple[NumberFeature, ...]:
     """The features that are centred and scaled, in order."""
     return tuple(feature for feature in scalars(schema) if isinstance(feature, NumberFeature))
+
+
+def vectors(schema: Schema) -> tuple[slice, ...]:
+    """Where among the ``numbers`` each vector's stand."""
+    found: list[slice] = []
+    at = 0
+    for feature in schema.features:
+        many = feature.length if isinstance(feature, VectorFeature) else int(isinstance(feature, NumberFeature))
+        if isinstance(feature, VectorFeature):
+            found.append(slice(at, at + many))
+        at += many
+    return tuple(found)
 
 
 def plan_constants(quantity: NumberFeature | Channel | Quantity) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cloister_shared.outcomes import binary, effect, itself, mask, quantity, several, survival
 from cloister_shared.outcomes.judging import Array, Metric
+from cloister_shared.outcomes.words import meaning, title
 from cloister_shared.schema import (
     Binary,
     Classes,
@@ -24,6 +25,8 @@ from cloister_shared.schema import (
     blocks,
     plan_constants,
 )
+
+__all__ = ["Dense", "Outcome", "cells", "meaning", "outcome_of", "outputs", "title"]
 
 Raw = NDArray[np.float32]
 
@@ -53,6 +56,11 @@ class Outcome:
     """Whether more of the headline is better."""
     dense: Dense | None = None
     quick: Callable[[Array, Array], float] | None = None
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Up to three other metrics, that tables show next to the headline."""
+        return tuple(name for name in self.metrics if name != self.headline)[:3]
 
     def glance(self, truth: Array, prediction: Array) -> float:
         """The headline's value; NaN where the data cannot say."""
@@ -100,35 +108,16 @@ def outcome_of(schema: Schema, threshold: float = 0.5) -> Outcome:
 
             return Outcome("rmse", quantity.METRICS, in_units, quantity.enough, rises=False)
         case Survival(cuts=cuts):
-            return Outcome("c_index", survival.metrics(len(cuts)), survival.seen, survival.enough)
+            return Outcome("c_index", survival.metrics(cuts), survival.seen(len(cuts)), survival.enough)
         case Mask(of=picture):
             block = next(block for block in blocks(schema) if block.feature.name == picture)
             return Outcome("dice", mask.METRICS, mask.seen(block.shape[1:]), mask.enough)
         case Itself(alarm=alarm):
             metrics = itself.METRICS if alarm else itself.WITHOUT_ALARMS
             return Outcome("auroc" if alarm else "error", metrics, itself.seen, itself.enough, rises=bool(alarm))
-        case Effect(larger_is_better=rises):
-            return Outcome("policy_value", effect.metrics(rises), effect.seen, effect.enough, rises=rises)
-
-
-TITLES = {
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "brier": "Brier score",
-    "macro_auroc": "AUROC, mean over classes",
-    "macro_f1": "F1, mean over classes",
-    "micro_f1": "F1",
-    "rmse": "RMSE",
-    "mae": "mean absolute error",
-    "r_squared": "R²",
-    "c_index": "C-index",
-    "dice": "Dice",
-}
-
-
-def title(metric: str) -> str:
-    """A metric's name as people write it."""
-    return TITLES.get(metric, metric.replace("_", " "))
+        case Effect(larger_is_better=rises, range=(low, high)):
+            reading = effect.seen((low + high) / 2, (high - low) / 4)
+            return Outcome("policy_value", effect.metrics(rises), reading, effect.enough, rises=rises)
 
 
 def cells(target: Target) -> tuple[str, ...]:

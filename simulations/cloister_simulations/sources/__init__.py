@@ -1,1 +1,1 @@
-"""Where simulated hospitals get their records from: one file a source, one line each in ``hospitals``."""
+"""Where simulated hospitals come from: one file a source, each with its terms and a function that makes hospitals."""

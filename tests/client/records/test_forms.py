@@ -120,7 +120,7 @@ def test_postgresql_is_the_same_and_is_only_read(plan, invented, flat, tmp_path)
         assert not reader.may_write()
         site = site_folder(tmp_path / "reader", socket)
         site.write_text(site.read_text().replace("schema: cdm", "schema: cdm, folder: copy"))
-        shown = CliRunner().invoke(app, ["fetch", "--site", str(site)])
+        shown = CliRunner().invoke(app, ["fetch", str(site)])
         assert shown.exit_code == 0, shown.output
         assert (tmp_path / "reader" / "copy" / "measurement.csv").stat().st_mode & 0o077 == 0
         copied = open_records(site)
