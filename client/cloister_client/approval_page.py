@@ -15,7 +15,7 @@ from cloister_client.site_file import Converted, SiteFile
 from cloister_shared.envelope import key_id
 from cloister_shared.plan_text import paragraphs, summary, turned_off
 from cloister_shared.schema import Binary
-from cloister_shared.schema_text import outcome, values
+from cloister_shared.schema_text import anchored, outcome, values
 
 if TYPE_CHECKING:
     from cloister_client.quote import Quote
@@ -91,11 +91,13 @@ _NOTHING = "-"
 
 def _columns(study: Study, site: SiteFile) -> Iterator[str]:
     """Every column that is read: its name and meaning in the plan, and which one it is here."""
-    schema, table = study.plan.table, site.table
+    schema, table, records = study.plan.table, site.table, site.fhir or site.omop
     yield from _row(("In the plan", "Kind", "Unit, range or values", "Code", "Here"))
     for feature in schema.features:
         here = table.columns.get(feature.name, _NOTHING)
-        if unit := table.units.get(feature.name):
+        if records:
+            here = ", ".join(records.codes.get(feature.name, ())) or _NOTHING
+        if unit := (records or table).units.get(feature.name):
             here += f" in {unit.unit if isinstance(unit, Converted) else unit}"
         yield from _row((feature.name, feature.kind, values(feature), getattr(feature, "code", None) or _NOTHING, here))
     target = schema.target
@@ -105,7 +107,10 @@ def _columns(study: Study, site: SiteFile) -> Iterator[str]:
     for name, kind in ((schema.patient_id, "patient's id"), (study.plan.evaluation.split_column, "train/test")):
         if name:
             yield from _row((name, kind, _NOTHING, _NOTHING, table.columns.get(name, _NOTHING)))
-    yield f"'{_NOTHING}' under Here: the column has the plan's own name."
+    if records:
+        yield f"Of each patient: {anchored(schema)}. '{_NOTHING}' under Here: found by the plan's own code."
+    else:
+        yield f"'{_NOTHING}' under Here: the column has the plan's own name."
 
 
 def _row(cells: Sequence[str]) -> Iterator[str]:

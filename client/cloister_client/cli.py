@@ -83,22 +83,6 @@ def check(plan: Path, site: Path) -> None:
             typer.echo(fill(f"{said}; {whole} {event.noise_multiplier:.3g} times the clip norm.", 100))
 
 
-@app.command()
-def fetch(site: Path) -> None:
-    """Fetch pictures from the hospital's DICOMweb server into the folder of its site.yaml; goes on where it ended."""
-    with plain_errors():
-        from cloister_client.connectors.connector import open_records
-        from cloister_client.connectors.dicom import DicomConnector
-        from cloister_client.connectors.dicom_web import fetch as fetched
-        from cloister_shared.errors import DataRefused
-
-        records = open_records(site)
-        if not isinstance(records, DicomConnector):
-            raise DataRefused(f"{site.name} names no archive of pictures.", mend="Add a section dicom: with web:.")
-        new = fetched(records)
-        typer.echo(f"{new} new files in {records.archive.folder}.")
-
-
 def main() -> None:
     """Entry point."""
     app()

@@ -18,6 +18,7 @@ from pathlib import Path
 from cloister_client.book import begun
 from cloister_client.ceilings import officers_of
 from cloister_client.connectors.connector import Connector, open_records
+from cloister_client.connectors.omop import OmopConnector
 from cloister_client.doctor_doors import doors, doors_of_invite
 from cloister_client.enrolment import due
 from cloister_client.findings import Finding, fails, ok, tried, warning
@@ -62,6 +63,8 @@ def examined(site_yaml: Path, invite: Path | None = None) -> Iterator[Finding]:
     yield tried("disk", lambda: _disk(site_yaml.parent))
     if table:
         yield tried("records", lambda: _records(table))
+        if isinstance(table, OmopConnector):
+            yield tried("records' account", lambda: _account(table))
         yield from _budget(table, site_yaml.parent)
 
 
@@ -180,8 +183,16 @@ def _disk(folder: Path) -> Finding | str:
 # --- records and budget ------------------------------------------------------------------------------------
 def _records(table: Connector) -> Finding | str:
     rows, columns = table.count(), len(table.describe())
-    said = f"{table.source}: {rows} rows, {columns} columns"
+    of = "encounters" if table.site.fhir or table.site.omop else "rows"
+    said = f"{table.source}: {rows} {of}, {columns} {'codes' if of == 'encounters' else 'columns'}"
     return said if rows else fails("records", f"{said}.", "Export the table again.")
+
+
+def _account(table: OmopConnector) -> Finding | str:
+    if table.may_write():
+        mend = "Give it a role of its own: GRANT SELECT on the tables of OMOP, and nothing else."
+        return warning("records' account", "It may change the records, which nothing here needs.", mend)
+    return "it may only read"
 
 
 def _budget(table: Connector, folder: Path) -> Iterator[Finding]:

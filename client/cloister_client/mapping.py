@@ -278,14 +278,15 @@ def _of_records(schema: Schema, connector: Any) -> list[Match]:
     }
     sought = frozenset({code for codes in asked_by.values() for code in codes} | set(schema.anchor.having))
     records: Records = connector.records(sought - set(OF_PATIENT))
-    everything: Records | None = None
+    everything: list[Records] = []
     for name, each in named:
         codes, among = asked_by[name], records
         here = [code for code in codes if code in OF_PATIENT or len(records.stand_for(code))]
         told = bool(here)
         if not here:
-            among = everything = everything or connector.records(None)
-            here = list(filter(None, [_closest_code(each, name, everything)]))
+            everything = everything or [connector.records(None)]
+            among = everything[0]
+            here = list(filter(None, [_closest_code(each, name, among)]))
         if not here:
             said = f"no fact under {', '.join(codes)}" if codes else "the plan gives no code"
             found.append(Match(name, told=False, note=said))

@@ -7,6 +7,7 @@ are and a digest, never an id.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,7 @@ def noted(log: Path, names: frozenset[str]) -> None:
     digest = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
     said: dict[str, Any] = {"count": len(names), "sha256": digest}
 
-    def missing(entries: list[audit.Entry]) -> list[tuple[str, dict[str, Any]]]:
+    def missing(entries: list[audit.Entry]) -> list[tuple[str, Mapping[str, Any]]]:
         newest = next((entry.said for entry in reversed(entries) if entry.what == _EVENT), None)
         return [] if newest == said else [(_EVENT, said)]
 

@@ -31,14 +31,27 @@ def map_(plan: Path, site: Site = HERE) -> None:
         raise typer.Exit(1)
 
 
-def fetch(site: Site = HERE) -> None:
-    """Fill the folder of FHIR files from the hospital's own server, by Bulk Data's $export.
+def fetch(site: Annotated[Path, typer.Argument(help="The hospital's site.yaml.")] = HERE) -> None:
+    """Fill the folder that studies read: from a FHIR server, a database of OMOP, or a DICOMweb server.
 
-    An export that broke off is gone on with.
+    What broke off is gone on with. A study trains without a network, and so cannot ask a server itself.
     """
     with plain_errors():
         from cloister_client.connectors.fhir_export import fetch_export
         from cloister_client.site_file import read_site
 
-        files = fetch_export(read_site(site), site.parent, typer.echo)
-        typer.echo(f"{len(files)} files are in place. Next: cloister-site map PLAN")
+        hospital = read_site(site)
+        if hospital.omop:
+            from cloister_client.connectors.sql import copy_tables
+
+            count = len(copy_tables(hospital.omop, site.parent, hospital.site))
+        elif hospital.dicom:
+            from cloister_client.connectors.dicom import DicomConnector
+            from cloister_client.connectors.dicom_web import fetch as fetch_pictures
+
+            count = fetch_pictures(DicomConnector(hospital, site.parent))
+            typer.echo(f"{count} new files in {hospital.dicom.folder}.")
+            return
+        else:
+            count = len(fetch_export(hospital, site.parent, typer.echo))
+        typer.echo(f"{count} files are in place. Next: cloister-site map PLAN")

@@ -21,6 +21,7 @@ In the place of ``table``, clinical records, an archive of pictures, or a source
 
     fhir: {path: export}               # NDJSON or bundles; export: {url: https://ehr.local/fhir} fills it
     omop: {database: postgresql://reader@db.local/omop, schema: cdm}      # or sqlite, duckdb, folder: of CSVs
+    opt_outs: opt_outs.txt             # patients whose records are not used, one id a line
     dicom:
       folder: archive                  # of DICOM files; web: {url: https://pacs.local/dicom-web} fills it
       labels: {path: reports.csv, columns: {pneumonia: FINDING}}
@@ -188,6 +189,7 @@ class OmopSource(Coded):
     vocabulary: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*$")] | None = None
     """The schema of the vocabulary's tables, where it is another."""
     folder: str | None = None
+    """Of CSVs. Beside a database: where ``cloister-site fetch`` copies it to, and what is read once it is there."""
 
 
 class PolicyTerms(Terms):
@@ -262,5 +264,5 @@ def _broken(site: SiteFile) -> Iterator[Broken]:
         yield Broken(
             ("table", "series"), "names no column of the time, or two", "Give the column as hours: or as minutes:."
         )
-    if site.omop and (site.omop.database is None) == (site.omop.folder is None):
-        yield Broken(("omop",), "names not just one place", "Write database: URL or folder: PATH.")
+    if site.omop and site.omop.database is None and site.omop.folder is None:
+        yield Broken(("omop",), "names no place", "Write database: URL or folder: PATH.")

@@ -20,10 +20,12 @@ from cloister_shared.schema import (
     Quantity,
     Schema,
     SeriesFeature,
+    Shaped,
     Survival,
     Target,
     TextFeature,
     VectorFeature,
+    Window,
 )
 
 _SHOWN = 8
@@ -48,7 +50,12 @@ def predicts(schema: Schema) -> str:
 
 
 def values(feature: Feature) -> str:
-    """Unit and range, or the values that it may have."""
+    """Unit and range, or the values that it may have; and of when, where the plan says so."""
+    window = None if isinstance(feature, Shaped) else feature.window
+    return _values(feature) + _when(window)
+
+
+def _values(feature: Feature) -> str:
     match feature:
         case NumberFeature(unit=unit, range=(low, high)):
             return f"{unit or 'no unit'}, {low:g} to {high:g}"
@@ -69,7 +76,11 @@ def values(feature: Feature) -> str:
 
 
 def outcome(target: Target) -> str:
-    """What the outcome may be."""
+    """What the outcome may be; and of when, where the plan says so."""
+    return _outcome(target) + _when(getattr(target, "window", None))
+
+
+def _outcome(target: Target) -> str:
     match target:
         case Binary(positive=positive, negative=negative):
             return f"{positive} against {negative}"
@@ -87,6 +98,24 @@ def outcome(target: Target) -> str:
             return f"what is usual{f'; alarms are held against {alarm}' if alarm else ''}"
         case Effect(treatment=treatment):
             return f"with {treatment} or without"
+
+
+def _when(window: Window | None) -> str:
+    if window is None:
+        return ""
+    return f"; {f'{window.take} of ' if window.take else ''}{window.since:g} to {window.until:g} h"
+
+
+def anchored(schema: Schema) -> str:
+    """Of which encounters clinical records make a record each."""
+    terms = schema.anchor
+    said = f"{terms.which} {'' if terms.encounter == 'any' else f'{terms.encounter} '}encounter"
+    if terms.ages:
+        said += f" at the age of {terms.ages[0]:g} to {terms.ages[1]:g}"
+    if terms.having:
+        since, until = terms.window.since, terms.window.until
+        said += f" with {_listed(list(terms.having))} from {since:g} to {until:g} hours after its start"
+    return said
 
 
 def _listed(names: list[str]) -> str:

@@ -122,8 +122,9 @@ def test_building_again_in_the_same_folder_changes_nothing(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_patient_is_at_two_hospitals(name: str, built: Built) -> None:
-    column = scenario(name)[1].table.patient_id
-    patients = [set(table(path)[column]) for path in built(name)]
+    schema, split = scenario(name)[1].table, scenario(name)[1].evaluation.split_column
+    also = (split,) if split else ()
+    patients = [set(open_records(path).rows(schema, also)[schema.patient_id]) for path in built(name)]
     assert len(set[object]().union(*patients)) == sum(map(len, patients))
 
 

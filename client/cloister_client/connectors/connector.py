@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -81,17 +82,20 @@ def open_records(site_yaml: Path) -> Connector:
     """The connector that a ``site.yaml`` describes.
 
     Raises:
-        DataRefused: there is no such file, or it is not text.
+        DataRefused: there is no such file, it is not text, or what reads such records is not installed.
         PlanRefused: it is malformed.
     """
     site, folder = read_site(site_yaml), site_yaml.parent
     if site.connector:
         return _installed(site.connector.name)(site, folder)
     if site.fhir:
+        _needs("orjson", "fhir")
         from cloister_client.connectors.fhir import FhirConnector
 
         return FhirConnector(site, folder)
     if site.omop:
+        scheme = (site.omop.database or "").partition(":")[0]
+        _needs("sqlalchemy", "psycopg" if scheme == "postgresql" else "sqlite3" if scheme == "sqlite" else "duckdb")
         from cloister_client.connectors.omop import OmopConnector
 
         return OmopConnector(site, folder)
@@ -102,6 +106,14 @@ def open_records(site_yaml: Path) -> Connector:
     from cloister_client.connectors.table import TableConnector
 
     return TableConnector(site, folder)
+
+
+def _needs(*modules: str) -> None:
+    if absent := [module for module in modules if importlib.util.find_spec(module) is None]:
+        raise DataRefused(
+            f"site.yaml names clinical records, and {absent[0]} is not installed.",
+            mend="pip install 'cloister[site,records]'.",
+        )
 
 
 def _installed(name: str) -> Callable[[SiteFile, Path], Connector]:

@@ -67,6 +67,7 @@ class _Server:
         self, parts: SplitResult, headers: Mapping[str, str]
     ) -> tuple[http.client.HTTPSConnection, http.client.HTTPResponse]:
         path = parts.path + (f"?{parts.query}" if parts.query else "")
+        why = ""
         for tried in range(1, _TRIES + 1):
             connection, pause = None, 2.0**tried
             try:
@@ -121,7 +122,7 @@ def fetch_export(
     into.mkdir(mode=0o700, parents=True, exist_ok=True)
     state = _state(into / STATE)
     if "status" not in state:
-        state = {"status": _kicked_off(server)}
+        state: dict[str, Any] = {"status": _kicked_off(server)}
         durable.save_text(into / STATE, json.dumps(state))
         say("The server makes the export.")
     if "output" not in state:

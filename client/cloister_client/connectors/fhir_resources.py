@@ -169,8 +169,8 @@ class Clinic:
         name = resource.get("id")
         if name is None:
             self._events += 1
-            return self._events << 12
-        return hash((resource["resourceType"], name)) >> 12 << 12
+            return self._events << 8
+        return hash((resource["resourceType"], name)) >> 8 << 8
 
     def _person(self, resource: Resource) -> int:
         subject = resource.get("subject") or resource.get("patient")

@@ -7,8 +7,11 @@ transaction is read-only.
 
 from __future__ import annotations
 
+import csv
 import gzip
 import os
+import re
+import shutil
 import sqlite3
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -34,6 +37,11 @@ _CLINICAL = "person visit_occurrence death measurement observation condition_occ
 _VOCABULARY = "concept concept_ancestor concept_relationship"
 TABLES = frozenset(f"{_CLINICAL} procedure_occurrence {_VOCABULARY}".split())
 """Those that are read."""
+_READ = re.compile(
+    r"\w+_id(_[12])?|\w+_date(time)?|\w+_of_birth|value_as_\w+|unit_source_value|concept_code"
+    r"|(measurement|observation|condition|drug|procedure)_source_value"
+)
+"""Columns that are read; no name, no number of an insurance."""
 _ROWS = 50_000
 _MOST = 30_000
 """Values that one question may name; beyond, the whole table is read and sifted here."""
@@ -184,6 +192,21 @@ class Database:
                 ) from None
         return piece
 
+    def copy(self, table: str, into: Path) -> Path | None:
+        """A table's columns that are read, as CSV; None where there is no such table."""
+        if not (there := self._columns(table)):
+            return None
+        names = [name for name in there if _READ.fullmatch(name)]
+        source = sa.table(there[""], *(sa.column(there[name]) for name in names))
+        source.schema = self._schemas.get(table, self._schemas.get(""))
+        path = into / f"{table}.csv"
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(names)
+            for columns in self._answered(sa.select(*source.c), table):
+                writer.writerows(zip(*columns, strict=True))
+        return path
+
     def may_write(self) -> bool:
         """Whether this account could change the records, which it has no need to."""
         if self._kind != "postgresql":
@@ -202,7 +225,9 @@ def open_database(terms: OmopSource, folder: Path, site: str) -> Iterator[Databa
     Raises:
         DataRefused: it is not there, or lets nobody in.
     """
-    url = terms.database or ""
+    if terms.database and terms.folder and not (folder / terms.folder).is_dir():
+        terms = terms.model_copy(update={"folder": None})
+    url = "" if terms.folder else terms.database or ""
     scheme, _, place = url.partition("://")
     schemas: dict[str, str | None] = {"": terms.schema_name}
     if terms.vocabulary:
@@ -220,7 +245,7 @@ def open_database(terms: OmopSource, folder: Path, site: str) -> Iterator[Databa
         raise DataRefused(
             f"{site}: the database {source} cannot be opened ({type(error).__name__}).",
             mend="Check omop.database in site.yaml, and that its account may connect; a password belongs in ~/.pgpass."
-            " A study that trains has no network: give it SQLite, DuckDB or a folder, or sandbox: off.",
+            " A study that trains has no network: cloister-site fetch copies the database to omop.folder.",
         ) from None
 
 
@@ -258,7 +283,12 @@ def _duck(database: Database, terms: OmopSource, folder: Path, place: str) -> It
         )
     database._kind = "csv" if terms.folder else "duckdb"
     try:
-        settings = {"threads": 1, "autoinstall_known_extensions": False, "autoload_known_extensions": False}
+        settings = {
+            "threads": 1,
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+            "memory_limit": "1GB",
+        }
         connection = duckdb.connect(":memory:" if terms.folder else place, read_only=not terms.folder, config=settings)
         with connection:
             for path in sorted(Path(place).iterdir()) if terms.folder else ():
@@ -274,6 +304,32 @@ def _duck(database: Database, terms: OmopSource, folder: Path, place: str) -> It
             f"{database.site}: {database.source} cannot be read ({type(error).__name__}).",
             mend="Give a file of DuckDB, or CSVs in UTF-8 with a header, as OMOP's tools write them.",
         ) from None
+
+
+def copy_tables(terms: OmopSource, folder: Path, site: str) -> list[Path]:
+    """Copy what is read of a database into the folder beside it, which a study without a network can read; the files.
+
+    The folder takes its name when it is whole, and the older copy's place.
+
+    Raises:
+        DataRefused: ``site.yaml`` does not name both, or the database cannot be read.
+    """
+    if not (terms.database and terms.folder):
+        raise DataRefused(
+            f"site.yaml of {site} does not say what to copy and where to.",
+            mend="Write both database: URL and folder: PATH under omop.",
+        )
+    into, beside, old = (folder / f"{terms.folder}{ending}" for ending in ("", ".part", ".old"))
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(mode=0o700, parents=True)
+    with open_database(terms.model_copy(update={"folder": None}), folder, site) as database:
+        made = [into / path.name for table in sorted(TABLES) if (path := database.copy(table, beside))]
+    shutil.rmtree(old, ignore_errors=True)
+    if into.exists():
+        into.rename(old)
+    beside.rename(into)
+    shutil.rmtree(old, ignore_errors=True)
+    return made
 
 
 def _view(connection: Any, path: Path, table: str) -> None:

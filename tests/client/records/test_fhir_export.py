@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -48,7 +49,7 @@ class Fhir(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    server: Fhir
+    server: Any
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
@@ -63,7 +64,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body[:sent])
         self.close_connection = True
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         pass
 
 

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 import sqlalchemy.exc
+from typer.testing import CliRunner
 
+from cloister_client.cli import app
 from cloister_client.connectors.connector import open_records
 from cloister_client.connectors.omop import OmopConnector
 from cloister_client.dataset import Dataset, load_dataset
@@ -116,11 +118,18 @@ def test_postgresql_is_the_same_and_is_only_read(plan, invented, flat, tmp_path)
         same(load_dataset(reader, plan), flat)
         assert isinstance(reader, OmopConnector)
         assert not reader.may_write()
+        site = site_folder(tmp_path / "reader", socket)
+        site.write_text(site.read_text().replace("schema: cdm", "schema: cdm, folder: copy"))
+        shown = CliRunner().invoke(app, ["fetch", str(site)])
+        assert shown.exit_code == 0, shown.output
+        assert (tmp_path / "reader" / "copy" / "measurement.csv").stat().st_mode & 0o077 == 0
+        copied = open_records(site)
         owner = open_records(site_folder(tmp_path / "owner", socket, "cloister"))
         assert isinstance(owner, OmopConnector)
         assert owner.may_write()
         with owner._open() as database, pytest.raises(sa.exc.InternalError, match="read-only"):
             database._connection.execution_options(stream_results=False).execute(sa.text("DELETE FROM cdm.person"))
+    same(load_dataset(copied, plan), flat)  # with the server gone
 
 
 def test_a_series_is_the_same_in_both_forms(plan, invented, tmp_path):

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from cloister_client.cli import app
 from cloister_client.connectors.connector import open_records
 from cloister_client.mapping import Mapping, mapped
+from cloister_shared.errors import DataRefused
 from cloister_shared.plan_file import read_plan
 from cloister_simulations.sources.clinical_forms import invent, write_form
 
@@ -111,3 +112,10 @@ def test_a_local_code_is_proposed_for_what_its_text_is_like(tmp_path):
     assert weight.here == "LOCAL:BODY_WEIGHT"
     assert not weight.told
     assert weight.records > 0
+
+
+def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
+    (tmp_path / "site.yaml").write_text("site: st-marys\nfhir: {path: export}\n")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DataRefused, match="orjson is not installed"):
+        open_records(tmp_path / "site.yaml")
