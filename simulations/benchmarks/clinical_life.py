@@ -49,7 +49,7 @@ def figures(only: tuple[str, ...] = ()) -> list[Figure]:
 
 
 def readmission(scratch: Path) -> list[Figure]:
-    scenario = read_scenario("readmission")
+    scenario = shipped("readmission")
     found = trained(scenario, scratch, ("pooled", "federated"), SEEDS)
     private = trained(scenario, scratch, ("private",), SEEDS[:1])
     apart = mean(found, "pooled", "auroc") - mean(found, "federated", "auroc")
@@ -62,7 +62,7 @@ def readmission(scratch: Path) -> list[Figure]:
 
 
 def icu_death(scratch: Path) -> list[Figure]:
-    found = trained(read_scenario("icu-death"), scratch, ("pooled", "federated", "private"), SEEDS)
+    found = trained(shipped("icu-death"), scratch, ("pooled", "federated", "private"), SEEDS)
     return [
         told(f"icu-death.{kind}", mean(found, kind, "auroc"), f"AUROC {{:.3f}}{at}, 3 splits")
         for kind, at in (("pooled", ""), ("federated", ""), ("private", " at epsilon 8"))
@@ -70,7 +70,7 @@ def icu_death(scratch: Path) -> list[Figure]:
 
 
 def hazards(scratch: Path) -> list[Figure]:
-    scenario = read_scenario("survival")
+    scenario = shipped("survival")
     found = trained(scenario, scratch, ("pooled", "federated", "private"), (0,))
     none = {"mechanism": "none"} | dict.fromkeys(("unit", "epsilon", "delta", "clip_norm"))
     cox = amend(scenario.plan, task={"name": "cox"}, privacy=none)
@@ -96,7 +96,7 @@ def hazards(scratch: Path) -> list[Figure]:
 
 
 def treatment(scratch: Path) -> list[Figure]:
-    scenario = read_scenario("treatment")
+    scenario = shipped("treatment")
     found = trained(scenario, scratch, ("federated", "private"), SEEDS)
     tables = {path.parent.name: pd.read_csv(path.parent / "table.csv") for path in sites(scratch)}
     gains, values = list[float](), list[float]()
@@ -119,7 +119,7 @@ def treatment(scratch: Path) -> list[Figure]:
 
 
 def synthetic(scratch: Path) -> list[Figure]:
-    scenario = read_scenario("synthetic")
+    scenario = shipped("synthetic")
     trained(scenario, scratch, ("federated", "private"), (0,))
     made: list[Figure] = []
     for arm, name in ((Arm("federated"), "synthetic"), (Arm("private", 3.0), "synthetic.private")):
@@ -136,7 +136,7 @@ def synthetic(scratch: Path) -> list[Figure]:
 
 
 def multimodal(scratch: Path) -> list[Figure]:
-    scenario = read_scenario("multimodal")
+    scenario = shipped("multimodal")
     found = trained(scenario, scratch, ("pooled", "alone", "federated", "private"), (0,))
     blind = max(site for site in next(iter(found)).sites)  # names rise, and the last has no pictures
     (own,) = [result for result in found if result.arm.kind == "federated"]
@@ -157,15 +157,18 @@ MEASURED: dict[str, Callable[[Path], list[Figure]]] = {
 
 
 # --- small things ------------------------------------------------------------------------------------------
+def shipped(name: str) -> Scenario:
+    """A scenario as it is shipped, with few resamples: intervals are not shown here."""
+    scenario = read_scenario(name)
+    return scenario.model_copy(update={"plan": amend(scenario.plan, evaluation={"resamples": 100})})
+
+
 def trained(scenario: Scenario, folder: Path, kinds: tuple[str, ...], seeds: tuple[int, ...]) -> list[Result]:
     def done(result: Result) -> None:
         headline = {name: estimate.value for name, estimate in list(result.overall.items())[:1]}
         progress(f"{scenario.name}: {result.arm.name}, seed {result.seed}: {headline}, {result.seconds:.0f} s")
 
-    quick = amend(scenario.plan, evaluation={"resamples": 100})  # intervals are not shown here
-    return compare(
-        scenario.model_copy(update={"plan": quick}), Options(folder, arms=kinds, seeds=seeds), done=done
-    ).results
+    return compare(scenario, Options(folder, arms=kinds, seeds=seeds), done=done).results
 
 
 def mean(found: list[Result], kind: str, metric: str) -> float:
