@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +16,9 @@ from torch import Tensor
 from cloister_client.connectors.connector import Connector
 from cloister_client.consent import Policy
 from cloister_client.encoders import image, molecule, series, text
-from cloister_client.encoders.outcomes import counted, outcomes
+from cloister_client.encoders.outcomes import counted, itself, outcomes
 from cloister_client.encoders.scalars import encode, parse, words
+from cloister_client.opt_outs import without_opt_outs
 from cloister_client.quality import ColumnReport, QualityReport, note
 from cloister_shared.errors import CohortTooSmall, DataRefused
 from cloister_shared.plan import StudyPlan
@@ -78,10 +78,11 @@ def load_dataset(connector: Connector, plan: StudyPlan) -> Dataset:
     site, schema = connector.site.site, plan.table
     split = plan.evaluation.split_column
     frame = connector.rows(schema, (split,) if split else ())
-    report = QualityReport(site, len(frame), [])
-    values, keep = _scalars(frame, schema, connector.factors(schema), report)
-    shaped = [_shaped(block.feature, frame, connector.folder, report) for block in blocks(schema)]
-    y = outcomes(frame, schema, connector.folder, report)
+    notes, everyone = frame.attrs.get("notes", []), len(frame)
+    frame = without_opt_outs(frame, schema, connector.site, connector.folder)
+    report = QualityReport(site, len(frame), [], notes=notes, opted_out=everyone - len(frame))
+    x, keep = _inputs(frame, schema, connector, report)
+    y = outcomes(frame, schema, connector.folder, report, connector.site.pictures)
     _check_whole_rows(frame, plan, report, keep)
     bad = report.bad_rows
     if len(bad) > schema.max_bad_rows * len(frame):
@@ -91,13 +92,9 @@ def load_dataset(connector: Connector, plan: StudyPlan) -> Dataset:
             mend="Correct these rows, or raise table.max_bad_rows in the plan to leave them out.",
         )
     keep &= ~np.isin(np.arange(1, len(frame) + 1), bad)
-    everything = columns(schema)
-    x = np.concatenate(
-        [*(encode(column, values).astype(np.float32)[:, None] for column in everything), *shaped], axis=1
-    )[keep]
-    y = y[keep]
+    x, y = x[keep], y[keep]
     if isinstance(schema.target, Itself):
-        y = np.concatenate([x, y[:, None]], axis=1, dtype=np.float64)
+        y = np.concatenate([itself(x, schema), y[:, None]], axis=1, dtype=np.float64)
     patients, keys = _patients(frame, plan, keep)
     testing = _testing(frame, plan, keep, patients, keys)
     report.patients, report.outcomes = len(keys), counted(y, schema)
@@ -112,7 +109,33 @@ def load_dataset(connector: Connector, plan: StudyPlan) -> Dataset:
             f" {plan.cohort.min_patients}.",
             mend="Leave this study to larger hospitals, or have cohort.min_patients lowered in the plan.",
         )
-    return Dataset(everything, train, test, report, connector.site.accepts)
+    return Dataset(columns(schema), train, test, report, connector.site.accepts)
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """Records without outcomes, in the order of their file: inputs [n, width] before centring and scaling."""
+
+    x: Tensor
+    read: NDArray[np.bool_]
+    """Which of them meet the plan's schema; the inputs of others mean nothing."""
+    patients: list[str] | None
+    quality: QualityReport
+
+
+def new_rows(connector: Connector, schema: Schema) -> NewRows:
+    """Records to be scored, whose outcome nobody knows; of ``schema`` without a patient id none is read.
+
+    Raises:
+        DataRefused: the records or a column are missing.
+    """
+    schema = schema.model_copy(update={"target": Itself(kind="itself")})
+    frame = connector.rows(schema)
+    report = QualityReport(connector.site.site, len(frame), [])
+    x, read = _inputs(frame, schema, connector, report)
+    read &= ~np.isin(np.arange(1, len(frame) + 1), report.bad_rows)
+    patients = words(frame[schema.patient_id]).tolist() if schema.patient_id else None
+    return NewRows(torch.from_numpy(x), read, patients, report)
 
 
 def normalised(rows: Rows, everything: Sequence[Column], constants: Sequence[tuple[float, float]]) -> Rows:
@@ -129,6 +152,16 @@ def normalised(rows: Rows, everything: Sequence[Column], constants: Sequence[tup
 
 
 # --- features ----------------------------------------------------------------------------------------------
+def _inputs(
+    frame: pd.DataFrame, schema: Schema, connector: Connector, report: QualityReport
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """All inputs of all records, and which of these have none missing that the plan drops."""
+    values, keep = _scalars(frame, schema, connector.factors(schema), report)
+    shaped = [_shaped(block.feature, frame, connector, report) for block in blocks(schema)]
+    single = [encode(column, values).astype(np.float32)[:, None] for column in columns(schema)]
+    return np.concatenate([*single, *shaped], axis=1), keep
+
+
 def _scalars(
     frame: pd.DataFrame, schema: Schema, factors: dict[str, tuple[float, float]], report: QualityReport
 ) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
@@ -153,7 +186,7 @@ def _scalars(
     return values, keep
 
 
-def _shaped(feature: Shaped, frame: pd.DataFrame, folder: Path, report: QualityReport) -> NDArray[np.float32]:
+def _shaped(feature: Shaped, frame: pd.DataFrame, connector: Connector, report: QualityReport) -> NDArray[np.float32]:
     """The block of a feature of many values, [n, size]."""
     column = ColumnReport(feature.name)
     report.columns.append(column)
@@ -162,7 +195,7 @@ def _shaped(feature: Shaped, frame: pd.DataFrame, folder: Path, report: QualityR
         case SeriesFeature():
             return series.encode(feature, cells, column)
         case ImageFeature():
-            return image.encode(feature, cells, folder, column)
+            return image.encode(feature, cells, connector.folder, column, connector.site.pictures)
         case TextFeature():
             return text.encode(feature, cells, column)
         case MoleculeFeature():
@@ -171,7 +204,8 @@ def _shaped(feature: Shaped, frame: pd.DataFrame, folder: Path, report: QualityR
 
 def _check_whole_rows(frame: pd.DataFrame, plan: StudyPlan, report: QualityReport, keep: NDArray[np.bool_]) -> None:
     if plan.table.duplicates != "allow":
-        again = frame.duplicated().to_numpy()
+        shaped = {f.name: frame[f.name].map(_hashable) for f in plan.table.features if isinstance(f, Shaped)}
+        again = frame.assign(**shaped).duplicated().to_numpy()
         if plan.table.duplicates == "drop":
             keep &= ~again
         else:
@@ -191,6 +225,10 @@ def _check_whole_rows(frame: pd.DataFrame, plan: StudyPlan, report: QualityRepor
             patient = words(frame[plan.table.patient_id])
             both = np.intersect1d(patient[part == "train"], patient[part == "test"])
             note(column, "patient in both train and test", (patient != "") & np.isin(patient, both))
+
+
+def _hashable(cell: Any) -> Any:
+    return cell.tobytes() if isinstance(cell, np.ndarray) else cell
 
 
 # --- patients and splits -------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from cloister_client.dataset import Dataset, Rows, normalised
 from cloister_client.evaluate import at_a_glance, in_full, seen
 from cloister_client.ledger import Cost, Ledger, Release
 from cloister_client.network import Network
+from cloister_client.own_model import OwnModel
 from cloister_client.privacy import (
     Mechanism,
     Units,
@@ -92,7 +93,8 @@ class Site:
         self._constants: tuple[tuple[float, float], ...] | None = None
         self._private: Mechanism | None = None
         self._initial_local = self._local.copy()
-        self._keeps = bool(self.layout.local) or isinstance(plan.strategy, Scaffold)
+        self.own = OwnModel(plan, folder, self.layout) if plan.personalisation.ditto else None
+        self._keeps = bool(self.layout.local or self.own) or isinstance(plan.strategy, Scaffold)
         self.secure = None
         if plan.aggregation.secure_sum:
             key, roster = read_identity(identity or folder / "identity.key"), read_roster(folder / "roster.json")
@@ -170,6 +172,9 @@ class Site:
             mechanism = self._plain(train_rows, ticket)
             train(mechanism, self.plan.training, steps)
             found["fine-tuned"] = in_full(self.network, test_rows, terms, seed)
+        if self.own:
+            self.own.load(self.local.before(self._digest, self.plan.rounds + 1))
+            found["ditto"] = in_full(self.own.network, test_rows, terms, seed)
         return {name: _plain_values(metrics) for name, metrics in found.items()}
 
     def unmask(self, request: UnmaskHeader) -> Reply:
@@ -197,6 +202,7 @@ class Site:
         train_rows, test_rows = self._rows(ticket)
         kept = (self.local.before(self._digest, number) or {}) if self._keeps else {}
         start = self._load(ticket, kept)
+        common = self._vector.copy() if self.own else start
         judged = {} if plan.evaluation.epsilon_share else at_a_glance(self.network, test_rows, plan.evaluation)
         mechanism = self._mechanism(train_rows, ticket)
         if mechanism.event:
@@ -218,6 +224,9 @@ class Site:
             update = noisy(update, plan, mechanism.event, self._bytes)
         vectors: Vectors = {"update": update}
         keep: Vectors = {"layers": self._local} if self.layout.local else {}
+        if self.own and (ditto := plan.personalisation.ditto):
+            self.own.load(kept)
+            keep["ditto"] = self.own.trained(ditto, common, train_rows, self._seeded(ticket))
         if correction is not None:
             # Karimireddy et al. 2020, option II: c_i <- c_i - c + (x - y_i) / (K * learning rate)
             scale = plan.training.local_steps * plan.training.learning_rate
@@ -254,9 +263,11 @@ class Site:
 
     def _plain(self, rows: Rows, ticket: Ticket) -> Mechanism:
         """Batches that depend on seed, hospital and round alone, so that a round can be done over."""
+        return plain(self.network, rows, self.plan.training.batch_size, self._seeded(ticket))
+
+    def _seeded(self, ticket: Ticket) -> torch.Generator:
         digest = hashlib.sha256(f"{self.plan.seed}|{self.name}|{ticket.header.round}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
-        return plain(self.network, rows, self.plan.training.batch_size, generator)
+        return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
 
     # --- what every request passes through -------------------------------------------------------------------
     def check(self, ticket: Ticket, kind: str) -> None:

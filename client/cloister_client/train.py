@@ -43,16 +43,18 @@ def train(
     steps: int,
     *,
     pull: float = 0.0,
+    towards: Sequence[Tensor] | None = None,
     correction: list[Tensor] | None = None,
 ) -> None:
     """Take ``steps`` local steps in place.
 
-    ``pull`` is FedProx's mu: each step is drawn back to where the round began. ``correction`` is SCAFFOLD's
+    ``pull`` is FedProx's mu: each step is drawn back to where the round began, or ``towards`` other values that are
+    shaped like the mechanism's parameters. ``correction`` is SCAFFOLD's
     c - c_i, one tensor for each of the mechanism's parameters. Both are added after the noise; neither looks at a row.
     """
     parameters = mechanism.parameters
     step = OPTIMIZERS[terms.optimizer](parameters, terms)
-    began = [parameter.detach().clone() for parameter in parameters] if pull else []
+    began = towards or ([parameter.detach().clone() for parameter in parameters] if pull else [])
     for _ in range(steps):
         mechanism.gradient()
         for at, parameter in enumerate(parameters if pull or correction else ()):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cloister_server.desk import HERE, Folder, TokenFile, call, desk
-from cloister_shared.console import plain_errors, read_text
+from cloister_shared.console import one_core, plain_errors, read_text
 from cloister_shared.errors import PlanRefused
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Studies: submit, list, run, watch, stop, resume.")
@@ -85,6 +85,23 @@ def watch(study: Study, consortium: Folder = HERE, token_file: TokenFile = None)
             if (line := state_line(reply)) != said:
                 typer.echo(line)
                 said = line
+
+
+@app.command()
+def export(
+    study: Study,
+    out: Annotated[Path, typer.Option(help="A new folder for the model.")] = Path("model"),
+    consortium: Folder = HERE,
+) -> None:
+    """Write the final model of a finished study, signed, with its card. On the coordinator's own machine."""
+    one_core()
+    with plain_errors():
+        from cloister_server.export import export as exported
+
+        made = exported(consortium, study, out)
+        typer.echo(f"The model of {made.study} ({made.digest[:12]}) is in {out}, signed by the consortium.")
+        typer.echo(f"For other programs: {made.portable}.")
+        typer.echo(f"A hospital of the consortium uses it with: cloister-site predict {out} ROWS.csv")
 
 
 def _steer(verb: str, study: str, reason: str, consortium: Path, token_file: Path | None) -> None:

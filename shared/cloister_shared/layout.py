@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -105,6 +106,46 @@ def _load_public(model: nn.Module, terms: Pretrained, folder: Path | None) -> No
     if absent := [name for name in state if name.startswith(terms.frozen) and name not in weights]:
         raise WeightsBroken(f"{PRETRAINED} lacks {absent[0]}, which the plan freezes.", mend=mend)
     model.load_state_dict(weights, strict=False)
+
+
+def trained(plan: StudyPlan, vector: NDArray[np.float32], folder: Path | None = None) -> nn.Module:
+    """The model that a study's vector stands for; layers that stay at hospitals are as they began.
+
+    Raises:
+        WeightsBroken: the plan's public weights cannot be used, or the vector is of another model.
+    """
+    model = initial_model(plan, folder)
+    layout = layout_of(plan, model)
+    if vector.size != layout.size:
+        raise WeightsBroken(f"The vector has {vector.size} numbers, and the plan's model {layout.size}.")
+    gathered(model, layout.shared)[:] = vector
+    return model.eval()
+
+
+def weights_of(model: nn.Module, without: Entries = ()) -> dict[str, NDArray[np.float32]]:
+    """Parameters and floating-point buffers by name, but for those named."""
+    left_out = {name for name, _ in without}
+    state: dict[str, Tensor] = model.state_dict()
+    return {
+        name: np.ascontiguousarray(value.numpy())
+        for name, value in state.items()
+        if value.is_floating_point() and name not in left_out
+    }
+
+
+def with_weights(plan: StudyPlan, weights: Mapping[str, NDArray[np.float32]]) -> nn.Module:
+    """The plan's model with these weights; what they do not name is the seed's.
+
+    Raises:
+        WeightsBroken: one of them does not fit the plan's model.
+    """
+    model = untrained(plan)
+    state: dict[str, Tensor] = model.state_dict()
+    for name, weight in weights.items():
+        if name not in state or weight.shape != tuple(state[name].shape) or not np.isfinite(weight).all():
+            raise WeightsBroken(f"The model's file has {name}, which does not fit the plan's model.")
+        state[name].copy_(torch.from_numpy(weight))
+    return model.eval()
 
 
 def gathered(model: nn.Module, entries: Entries) -> NDArray[np.float32]:

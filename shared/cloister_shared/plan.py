@@ -210,6 +210,15 @@ class Privacy(Terms):
     """With ``shared``: what epsilon is at most though all other hospitals tell theirs."""
 
 
+class Ditto(Terms):
+    """Ditto (Li et al. 2021): each hospital keeps a model of its own beside the common one, and sends none of it."""
+
+    lam: Positive
+    """How strongly each step draws the hospital's own model to the common one."""
+    steps: Count
+    """Local steps of the hospital's own model in each round."""
+
+
 class Personalisation(Terms):
     """What stays at the hospital."""
 
@@ -217,6 +226,8 @@ class Personalisation(Terms):
     """Name prefixes of layers that never leave the hospital (FedBN, Li et al. 2021: ``[norm]``)."""
     fine_tune_steps: Annotated[int, Field(ge=0)] = 0
     """Local steps on the final model, kept by the hospital; only its metrics are reported."""
+    ditto: Ditto | None = None
+    """A model of the hospital's own; only its metrics are reported."""
 
 
 class Evaluation(Terms):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from cloister_shared.plan import FedAdam, FedProx, Krum, Mechanism, Median, Scaffold, StudyPlan, TrimmedMean
-from cloister_shared.schema import Binary, numbers, target_columns
+from cloister_shared.schema import Binary, ImageFeature, numbers, target_columns
 from cloister_shared.schema_rules import broken_schema
 from cloister_shared.tasks.cox import Cox
 from cloister_shared.tasks.synthetic import Synthetic
@@ -39,6 +39,9 @@ def broken(plan: StudyPlan) -> Iterator[Broken]:
             "is a feature, the target or the patient's id as well",
             "Name a column of its own, or write holdout.",
         )
+    augment = plan.training.augment
+    if augment and (augment.shift or augment.flip) and not any(isinstance(f, ImageFeature) for f in table.features):
+        yield Broken(("training", "augment"), "moves pictures, and the table has none", "Take out shift and flip.")
     if table.target.kind not in plan.task.answers:
         yield Broken(
             ("table", "target", "kind"),
@@ -159,12 +162,13 @@ def _privacy(plan: StudyPlan) -> Iterator[Broken]:
             "lets every row move every other row's inputs, so no per-row clip holds under DP",
             "Write method: plan or method: federated.",
         )
-    if plan.personalisation.fine_tune_steps:
-        yield Broken(
-            ("personalisation", "fine_tune_steps"),
-            "would report metrics of a model trained without noise, which epsilon does not cover",
-            "Write 0, or mechanism: none.",
-        )
+    for key, mend in {"fine_tune_steps": "Write 0", "ditto": "Take it out"}.items():
+        if getattr(plan.personalisation, key):
+            yield Broken(
+                ("personalisation", key),
+                "would report metrics of a model trained without noise, which epsilon does not cover",
+                f"{mend}, or mechanism: none.",
+            )
 
 
 def _site_level(plan: StudyPlan) -> Iterator[Broken]:

@@ -42,9 +42,16 @@ def names(plan: StudyPlan, number: int) -> tuple[str, ...]:
         case "evaluate" if plan.evaluation.epsilon_share:
             own = risks()
         case "evaluate":
-            models = ("final", "fine-tuned") if plan.personalisation.fine_tune_steps else ("final",)
-            own = _known(f"{model} {metric}" for model in models for metric in outcome_of(plan.table).metrics)
+            own = _known(
+                f"{model} {metric}" for model in judged_models(plan) for metric in outcome_of(plan.table).metrics
+            )
     return ("sites", *rows, *own)
+
+
+def judged_models(plan: StudyPlan) -> tuple[str, ...]:
+    """The models that a hospital judges at the end: the common one, and those that it keeps."""
+    kept = {"fine-tuned": plan.personalisation.fine_tune_steps, "ditto": plan.personalisation.ditto}
+    return ("final", *(name for name, terms in kept.items() if terms))
 
 
 def statistics(plan: StudyPlan) -> tuple[str, ...]:

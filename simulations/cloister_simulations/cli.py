@@ -136,7 +136,8 @@ def check(file: Annotated[str, typer.Argument(help="A scenario file, or a scenar
 def consortium(
     scenario: Annotated[str, typer.Argument(help="A scenario that comes with Cloister, or a file.")] = "breast-cancer",
     out: Annotated[Path | None, typer.Option(help="Folder for everything that is made.  [default: a new one]")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each of the two studies.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of the study.")] = 5,
+    fresh_noise: Annotated[bool, typer.Option(help="Noise as hospitals draw it; nothing to compare.")] = False,
 ) -> None:
     """A coordinator and its hospitals as real processes: keys, enrolment, approval, a study; under a minute."""
     with plain_errors():
@@ -146,9 +147,13 @@ def consortium(
         folder = _writable(out or Path(tempfile.mkdtemp(prefix="cloister-consortium-")))
         _hush()
         typer.echo(f"In {folder}: one coordinator, real processes, mutual TLS on this machine's loopback.\n")
-        shown = demonstrate(folder, scenario, rounds, lambda what, took: typer.echo(f"{took:6.1f} s  {what}"))
+
+        def say(what: str, took: float) -> None:
+            typer.echo(f"{took:6.1f} s  {what}")
+
+        shown = demonstrate(folder, scenario, rounds, say, fresh=fresh_noise)
         typer.echo(told(shown, folder))
-        if shown.difference > 0:
+        if shown.difference:
             raise SystemExit(1)
 
 
@@ -222,47 +227,55 @@ def _watched(
     scenario: Scenario, seeds: Sequence[int], arms: Sequence[Arm], console: Console
 ) -> Iterator[tuple[Notice, Done]]:
     """A bar for each arm on a terminal; elsewhere a line for each finished arm and seed."""
+    from cloister_shared.outcomes.outcome import outcome_of, title
+
+    headline = outcome_of(scenario.plan.table).headline
     if not console.is_terminal:
-        yield lambda *_: None, lambda result: print(_line(result), flush=True)  # noqa: T201
+        yield lambda *_: None, lambda result: print(_line(result, headline), flush=True)  # noqa: T201
         return
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
     rounds = scenario.plan.rounds
-    said = (TextColumn("{task.completed:.0f}/{task.total:.0f} rounds"), TextColumn("{task.fields[auroc]}"))
+    said = (TextColumn("{task.completed:.0f}/{task.total:.0f} rounds"), TextColumn("{task.fields[told]}"))
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), *said, console=console) as bars:
-        tasks = {arm: bars.add_task(arm.name, total=len(seeds) * rounds, auroc="", start=False) for arm in arms}
+        tasks = {arm: bars.add_task(arm.name, total=len(seeds) * rounds, told="", start=False) for arm in arms}
 
         def notice(arm: Arm, seed: int, number: int, metrics: object) -> None:
-            value = metrics.get("auroc") if isinstance(metrics, dict) else None
+            value = metrics.get(headline) if isinstance(metrics, dict) else None
             bars.start_task(tasks[arm])
-            auroc = "" if value is None else f"AUROC {value:.3f}"
-            bars.update(tasks[arm], completed=seeds.index(seed) * rounds + min(number, rounds), auroc=auroc)
+            told = "" if value is None else f"{title(headline)} {value:.3f}"
+            bars.update(tasks[arm], completed=seeds.index(seed) * rounds + min(number, rounds), told=told)
 
         def done(result: Result) -> None:
-            value = result.overall["auroc"].value if "auroc" in result.overall else None
-            auroc = "" if value is None else f"AUROC {value:.3f}"
+            value = result.overall[headline].value if headline in result.overall else None
+            told = "" if value is None else f"{title(headline)} {value:.3f}"
             bars.start_task(tasks[result.arm])
-            bars.update(tasks[result.arm], completed=(seeds.index(result.seed) + 1) * rounds, auroc=auroc)
+            bars.update(tasks[result.arm], completed=(seeds.index(result.seed) + 1) * rounds, told=told)
 
         yield notice, done
 
 
-def _line(result: Result) -> str:
-    return f"{result.arm.name}, seed {result.seed}: AUROC {result.overall['auroc']}, {result.seconds:.1f} s"
+def _line(result: Result, headline: str) -> str:
+    from cloister_shared.outcomes.outcome import title
+
+    value = result.overall[headline]
+    return f"{result.arm.name}, seed {result.seed}: {title(headline)} {value}, {result.seconds:.1f} s"
 
 
 def _tell(typed: str, found: Comparison, console: Console) -> None:
     """The tables, where the report is, and what to try next."""
-    from cloister_simulations import report
+    from cloister_simulations import models, report
     from cloister_simulations.scenario import shipped
 
-    path = report.write(found)
+    path, exported = report.write(found), models.export(found)
     for table in report.tables(found):
         console.print()
         console.print(table)
     if found.reproducible_noise:
         console.print("NOISE REPRODUCIBLE: this run gives no privacy.", style="bold red")
     console.print(f"\nReport   {path}", soft_wrap=True)
+    for folder in exported:
+        console.print(f"Model    {folder}", soft_wrap=True)
     name, site = found.scenario.name, max(found.rows, key=lambda site: found.rows[site]["train"])
     other = next((n for n in ("generated-ehr", "breast-cancer") if n != name and n in shipped()), name)
     console.print("\nWhat to try next", style="bold")

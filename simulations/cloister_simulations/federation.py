@@ -27,9 +27,10 @@ from cloister_client.train import train
 from cloister_server.app import Finished, server_app
 from cloister_server.statistics import Seen, cohort_view
 from cloister_server.store import RoundRecord, Store
+from cloister_server.strategies import averaged
 from cloister_shared import budget, durable
 from cloister_shared.errors import DataRefused, WeightsBroken
-from cloister_shared.layout import PRETRAINED, initial_model
+from cloister_shared.layout import PRETRAINED, gathered, initial_model, layout_of
 from cloister_shared.objective import objective_of
 from cloister_shared.outcomes.binary import reliability
 from cloister_shared.outcomes.judging import Estimate, judge
@@ -87,6 +88,8 @@ class Result:
     """Spent by each hospital, by its own ledger."""
     tuned: dict[str, Metrics] = field(default_factory=dict[str, Metrics])
     """After local fine-tuning, where the plan has it."""
+    ditto: dict[str, Metrics] = field(default_factory=dict[str, Metrics])
+    """Of each hospital's own model, trained beside the federation, where the plan has them."""
     rejected: list[str] = field(default_factory=list[str])
     """Who missed which round, and why."""
     learned: dict[str, float | None] = field(default_factory=dict[str, float | None])
@@ -277,6 +280,7 @@ def run_federated(
     judged = {name: _estimates(estimates, len(said[name][0])) for name, estimates in sent.items()}
     result.sites = {name: judged.get(name, {}).get("final", {}) for name in sites}
     result.tuned = {name: found["fine-tuned"] for name, found in judged.items() if found.get("fine-tuned")}
+    result.ditto = {name: found["ditto"] for name, found in judged.items() if found.get("ditto")}
     result.rejected = [
         f"round {record['round']}, {name}: {reason}" for record in rounds for name, reason in record["rejected"].items()
     ] + [f"final evaluation, {name}: {reason}" for name, reason in final.silent.items()]
@@ -307,11 +311,19 @@ def _train_here(
 
     ``public`` is the folder of the public weights, if the plan names some.
     """
-    network = Network(initial_model(plan, public), objective_of(plan))
+    model = initial_model(plan, public)
+    layout = layout_of(plan, model)
+    vector = gathered(model, layout.shared + layout.local)
+    network = Network(model, objective_of(plan), vector)
+    average: NDArray[np.float32] | None = None
     generator = torch.Generator().manual_seed(plan.seed)
     mechanism = plain(network, rows, batch, generator)
     curve: list[dict[str, float]] = []
     for number in range(plan.rounds + 1):
+        if number and plan.averaging:  # as the coordinator does
+            average = averaged(average, vector, number, plan.averaging.decay)
+            if number == plan.rounds:
+                vector[:] = average
         found = _mean_metrics(plan, (at_a_glance(network, test, plan.evaluation) for test in tests.values()))
         curve.append({"round": number, **found})
         notice(arm, plan.seed, number, found)
@@ -433,6 +445,7 @@ def result_from_json(value: Mapping[str, Any]) -> Result:
             "overall": metrics(value["overall"]),
             "sites": {site: metrics(found) for site, found in value["sites"].items()},
             "tuned": {site: metrics(found) for site, found in value["tuned"].items()},
+            "ditto": {site: metrics(found) for site, found in value.get("ditto", {}).items()},
             "reliability": [tuple(point) for point in value["reliability"]],
         }
     )

@@ -14,8 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cloister_shared.outcomes.judging import Estimate
+from cloister_shared.outcomes.outcome import title
 from cloister_simulations.federation import Arm, Result
 
+_SHARES = {"auroc", "macro_auroc", "accuracy", "c_index", "dice"}
+"""Metrics that end at 0 and 1, as their axes do."""
 _INK, _FAINT = "#010203", "#010204"  # stand-ins: the page's own colours take their place
 _PRIVATE = ("#c2410c", "#9d4edd", "#b8860b", "#be185d", "#4d7c0f")
 _STYLE: dict[str, Any] = {
@@ -37,9 +40,9 @@ _STYLE: dict[str, Any] = {
 }
 
 
-def curves(arms: Mapping[Arm, Sequence[Result]]) -> str:
-    """AUROC by round: mean over seeds, and the band from the least to the greatest seed. Empty without any."""
-    drawn = {arm: seen for arm, results in arms.items() if (seen := _by_round(results))}
+def curves(arms: Mapping[Arm, Sequence[Result]], metric: str = "auroc") -> str:
+    """A metric by round: mean over seeds, and the band from the least to the greatest seed. Empty without any."""
+    drawn = {arm: seen for arm, results in arms.items() if (seen := _by_round(results, metric))}
     if not drawn:
         return ""
     with _style("curves"):
@@ -51,23 +54,27 @@ def curves(arms: Mapping[Arm, Sequence[Result]]) -> str:
             mark = look["marker"] if len(seen) == 1 else ""  # judged at the end alone: a point is no line
             axes.plot(list(seen), mean, color=look["color"], linestyle=look["linestyle"], marker=mark, label=arm.name)
             axes.fill_between(list(seen), least, most, color=look["color"], alpha=0.15, linewidth=0)
-        if trained := [min(values) for seen in drawn.values() for number, values in seen.items() if number]:
-            # The untrained model may rank no better than chance, and would press the curves flat.
+        # The untrained model may do no better than chance, and would press the curves flat.
+        trained = [value for seen in drawn.values() for number, values in seen.items() if number for value in values]
+        if trained and metric in _SHARES:
             pad = max(0.02, (1 - min(trained)) * 0.1)
             axes.set_ylim(max(0.0, min(trained) - pad), min(1.0, max(axes.get_ylim()[1], min(trained) + pad)))
+        elif trained:
+            pad = max((max(trained) - min(trained)) * 0.1, abs(max(trained)) * 0.01, 1e-6)
+            axes.set_ylim(min(trained) - pad, max(trained) + pad)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.margins(x=0.02)
         axes.set_xlabel("round")
-        axes.set_ylabel("AUROC, mean over hospitals")
+        axes.set_ylabel(f"{title(metric)}, mean over hospitals")
         figure.legend(loc="outside lower center", ncols=2)
-        return _svg(figure, "Learning curves: AUROC by round for each way to train")
+        return _svg(figure, f"Learning curves: {title(metric)} by round for each way to train")
 
 
-def _by_round(results: Sequence[Result]) -> dict[int, list[float]]:
-    """Each seed's AUROC after so many rounds."""
+def _by_round(results: Sequence[Result], metric: str) -> dict[int, list[float]]:
+    """Each seed's value after so many rounds."""
     seen: dict[int, list[float]] = {}
-    for point in (point for result in results for point in result.curve if "auroc" in point):
-        seen.setdefault(int(point["round"]), []).append(point["auroc"])
+    for point in (point for result in results for point in result.curve if metric in point):
+        seen.setdefault(int(point["round"]), []).append(point[metric])
     return dict(sorted(seen.items()))
 
 
@@ -94,8 +101,8 @@ def calibration(arm: Arm, arms: Sequence[Arm], results: Sequence[Result]) -> str
         return _svg(figure, f"Calibration of: {arm.name}")
 
 
-def forest(hospitals: Mapping[str, Mapping[Arm, Estimate]]) -> str:
-    """Each hospital's AUROC with its interval, one mark for each way to train."""
+def forest(hospitals: Mapping[str, Mapping[Arm, Estimate]], metric: str = "auroc") -> str:
+    """Each hospital's value of a metric with its interval, one mark for each way to train."""
     arms = list(dict.fromkeys(arm for found in hospitals.values() for arm in found))
     with _style("forest"):
         height = 0.8 + len(hospitals) * (0.14 + 0.09 * len(arms)) + 0.1 * len(arms)
@@ -121,10 +128,11 @@ def forest(hospitals: Mapping[str, Mapping[Arm, Estimate]]) -> str:
         axes.set_ylim(len(hospitals) - 0.45, -0.55)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
-        axes.set_xlim(right=min(1.0, axes.get_xlim()[1]))
-        axes.set_xlabel("AUROC on the hospital's own held-out patients")
+        if metric in _SHARES:
+            axes.set_xlim(right=min(1.0, axes.get_xlim()[1]))
+        axes.set_xlabel(f"{title(metric)} on the hospital's own held-out patients")
         figure.legend(loc="outside lower center", ncols=2)
-        return _svg(figure, "AUROC of each hospital with its interval, for each way to train")
+        return _svg(figure, f"{title(metric)} of each hospital with its interval, for each way to train")
 
 
 def received_and_learned(glimpse: Mapping[str, Any], bits: int) -> str:

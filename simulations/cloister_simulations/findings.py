@@ -10,6 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from cloister_shared.outcomes.judging import Estimate
+from cloister_shared.outcomes.outcome import Outcome, outcome_of
+from cloister_shared.outcomes.words import scale, title
+from cloister_shared.schema import Binary, Survival
 from cloister_simulations.federation import Arm, Comparison, Metrics, Result
 
 DASH = "\u2013"
@@ -24,7 +27,7 @@ class ArmRow:
     arm: Arm
     metrics: Metrics
     over_seeds: str
-    """The least and the greatest AUROC."""
+    """The least and the greatest value of the headline metric."""
     epsilon: str
     """The most that any hospital spent in any run of the arm, by its own ledger; or ``none``, or ``VOID``."""
 
@@ -34,19 +37,26 @@ class ArmRow:
 
 @dataclass(frozen=True)
 class HospitalRow:
-    """One hospital: its rows, AUROC on its own patients by arm, and what its ledgers say."""
+    """One hospital: its rows, the headline metric on its own patients by arm, and what its ledgers say."""
 
     name: str
     train: int
     test: int
     positive: float
     """Share of its rows that have the outcome."""
-    auroc: dict[Arm, Estimate]
+    headline: dict[Arm, Estimate]
     """Without the arms that could not say."""
     tuned: Estimate
     """After local fine-tuning, where the plan has it."""
+    ditto: Estimate
+    """Of the hospital's own model that was trained beside the federation, where the plan has one."""
     spent: dict[Arm, float]
     """The most over seeds."""
+
+
+def judged_by(comparison: Comparison) -> Outcome:
+    """How the study's outcome is judged."""
+    return outcome_of(comparison.scenario.plan.table)
 
 
 def by_arm(comparison: Comparison) -> dict[Arm, list[Result]]:
@@ -70,19 +80,20 @@ def interval_level(comparison: Comparison) -> str:
 def arm_rows(comparison: Comparison) -> list[ArmRow]:
     """One row for each arm, in the order that they ran."""
     rows: list[ArmRow] = []
+    headline = judged_by(comparison).headline
     for arm, results in by_arm(comparison).items():
         metrics = {name: mean(r.overall.get(name) for r in results) for name in results[0].overall}
-        aurocs = [e.value for r in results if (e := r.overall.get("auroc")) and e.value is not None]
-        spread = f"{min(aurocs):.3f}{DASH}{max(aurocs):.3f}" if len(aurocs) > 1 else "one seed"
+        known = [e.value for r in results if (e := r.overall.get(headline)) and e.value is not None]
+        spread = f"{min(known):.3f}{DASH}{max(known):.3f}" if len(known) > 1 else "one seed"
         rows.append(ArmRow(arm, metrics, spread, _epsilon(results)))
     return rows
 
 
 def hospital_rows(comparison: Comparison) -> list[HospitalRow]:
     """One row for each hospital, the largest first."""
-    arms, rows = by_arm(comparison), list[HospitalRow]()
+    arms, rows, headline = by_arm(comparison), list[HospitalRow](), judged_by(comparison).headline
     for site, counts in comparison.rows.items():
-        found = {arm: mean(r.sites.get(site, {}).get("auroc") for r in of) for arm, of in arms.items()}
+        found = {arm: mean(r.sites.get(site, {}).get(headline) for r in of) for arm, of in arms.items()}
         spent = {arm: [r.epsilon.get(site, 0.0) for r in of] for arm, of in arms.items() if arm.epsilon}
         rows.append(
             HospitalRow(
@@ -90,8 +101,9 @@ def hospital_rows(comparison: Comparison) -> list[HospitalRow]:
                 train=counts["train"],
                 test=counts["test"],
                 positive=counts["positives"] / max(counts["train"] + counts["test"], 1),
-                auroc={arm: estimate for arm, estimate in found.items() if estimate.value is not None},
-                tuned=mean(r.tuned[site].get("auroc") for r in comparison.results if site in r.tuned),
+                headline={arm: estimate for arm, estimate in found.items() if estimate.value is not None},
+                tuned=mean(r.tuned[site].get(headline) for r in comparison.results if site in r.tuned),
+                ditto=mean(r.ditto[site].get(headline) for r in comparison.results if site in r.ditto),
                 spent={arm: max(values) for arm, values in spent.items()},
             )
         )
@@ -132,12 +144,12 @@ def _epsilon(results: Sequence[Result]) -> str:
 # --- in words ----------------------------------------------------------------------------------------------
 def summary(comparison: Comparison) -> Iterator[str]:
     """The findings as sentences: what was measured, and nothing past it."""
-    rows, target = comparison.rows, comparison.scenario.plan.table.target.name
-    train, test, ill = (sum(counts[key] for counts in rows.values()) for key in ("train", "test", "positives"))
+    rows, judged = comparison.rows, judged_by(comparison)
+    train, test = (sum(counts[key] for counts in rows.values()) for key in ("train", "test"))
     yield (
         f"{len(rows)} hospitals with {train:,} training rows between them; models are judged on {test:,} rows"
-        f" that trained none of them. {ill / max(train + test, 1):.0%} of rows have the outcome, {target}."
-        f" The measure is AUROC with its {interval_level(comparison)} interval: 0.5 is a coin, 1 is perfect."
+        f" that trained none of them.{_how_many(comparison)} The measure is {title(judged.headline)} with its"
+        f" {interval_level(comparison)} interval: {scale(judged.headline, judged.rises)}."
     )
     yield from _between_arms(comparison)
     yield from _alone(comparison)
@@ -149,28 +161,41 @@ def summary(comparison: Comparison) -> Iterator[str]:
     )
 
 
+def _how_many(comparison: Comparison) -> str:
+    """What share of rows have the outcome, where it is had or not had."""
+    target, rows = comparison.scenario.plan.table.target, comparison.rows.values()
+    share = sum(each["positives"] for each in rows) / max(sum(each["train"] + each["test"] for each in rows), 1)
+    match target:
+        case Binary(name=name):
+            return f" {share:.0%} of rows have the outcome, {name}."
+        case Survival(event=name):
+            return f" In {share:.0%} of rows the event, {name}, came while it was awaited."
+        case _:
+            return ""
+
+
 def _between_arms(comparison: Comparison) -> Iterator[str]:
     """Each arm that all hospitals train together, held against the one that guards less."""
     rows = [row for row in arm_rows(comparison) if row.arm.kind != "alone"]
-    found = {row.arm: row["auroc"] for row in rows}
+    found = {row.arm: row[judged_by(comparison).headline] for row in rows}
     void = [row.arm for row in rows if row.epsilon == VOID]
-    of = {arm.kind: auroc for arm, auroc in found.items()}
+    of = {arm.kind: estimate for arm, estimate in found.items()}
     compared, apart = 0, list[str]()
-    for arm, auroc in found.items():
+    for arm, estimate in found.items():
         if arm in void:
             noise = f"reproducible noise, as much as ε = {arm.epsilon:g} needs"
-            yield f"With {noise}, the model reaches {text(auroc)}; but such noise gives no privacy."
+            yield f"With {noise}, the model reaches {text(estimate)}; but such noise gives no privacy."
             continue
         how = "on all rows pooled in one place" if arm.kind == "pooled" else "together without privacy"
         how = f"together at ε = {arm.epsilon:g}" if arm.epsilon else how
         other = "federated" if arm.epsilon and "federated" in of else "pooled"
-        said = f"Trained {how}, the model reaches {text(auroc)}"
+        said = f"Trained {how}, the model reaches {text(estimate)}"
         if arm.kind == "pooled" or other not in of:
             yield f"{said}."
             continue
         compared += 1
-        yield f"{said}, {_difference(auroc, of[other])} {_WORDS[other]}."
-        if not overlap(auroc, of[other]):
+        yield f"{said}, {_difference(estimate, of[other])} {_WORDS[other]}."
+        if not overlap(estimate, of[other]):
             apart.append(f"“{arm.name}” and {_WORDS[other]}")
     if apart:
         rest = "; no other difference between these is proven" if len(apart) < compared else ""
@@ -184,7 +209,7 @@ _WORDS = {"pooled": "pooling", "federated": "training without privacy"}
 
 def _alone(comparison: Comparison) -> Iterator[str]:
     """Each hospital alone against training together, hospital by hospital: the only like for like."""
-    known = [(row.name, {arm.kind: e for arm, e in row.auroc.items()}) for row in hospital_rows(comparison)]
+    known = [(row.name, {arm.kind: e for arm, e in row.headline.items()}) for row in hospital_rows(comparison)]
     alone = sorted((_value(of["alone"]), name) for name, of in known if "alone" in of)
     if not alone:
         return
@@ -197,8 +222,11 @@ def _alone(comparison: Comparison) -> Iterator[str]:
     steps = [round(_value(together), 3) - round(_value(by_itself), 3) for together, by_itself in pairs]
     apart = sum(not overlap(*pair) for pair in pairs)
     higher, lower = sum(step > 0 for step in steps), sum(step < 0 for step in steps)
+    which = f"higher at {higher} and lower at {lower}"
+    if not judged_by(comparison).rises:
+        which = f"lower, which is better, at {lower} and higher at {higher}"
     yield (
-        f"Training together without privacy is higher at {higher} and lower at {lower} of {len(pairs)}"
+        f"Training together without privacy is {which} of {len(pairs)}"
         f" hospitals; the intervals lie apart at {apart or 'none'}."
     )
 

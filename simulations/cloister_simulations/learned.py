@@ -7,11 +7,10 @@ from typing import Any
 
 from cloister_server.statistics import Seen
 from cloister_shared.outcomes.binary import METRICS
+from cloister_shared.outcomes.outcome import outcome_of, title
 from cloister_simulations import figures
 from cloister_simulations.federation import Arm, Comparison, Result
 from cloister_simulations.guarantees import private_arms, statistics_cost
-
-_NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "brier": "Brier score"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def glimpse(comparison: Comparison) -> dict[str, Any] | None:
         "site": shown.glimpse["site"],
         "drawn": figures.received_and_learned(shown.glimpse, plan.aggregation.bits),
         "noisy": bool(shown.arm.epsilon and plan.evaluation.epsilon_share),
-        "auroc": learned.get("auroc"),
+        "told": learned.get(outcome_of(plan.table).headline),
         "rows": shown.learned.get("rows"),
         "clipped": max(result.clipped for result in seen),
     }
@@ -61,7 +60,7 @@ def judged(comparison: Comparison) -> list[Judged]:
     first = _first(comparison)
     return [
         Judged(
-            _NAMES.get(metric, metric.replace("_", " ")),
+            title(metric),
             {arm: result.learned.get(f"final {metric}") for arm, result in first.items()},
             {arm: result.overall[metric].value if metric in result.overall else None for arm, result in first.items()},
         )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import jinja2
@@ -17,16 +18,21 @@ from rich import box
 from rich.table import Table
 
 from cloister_shared import durable, plan_text
+from cloister_shared.outcomes.judging import Estimate
+from cloister_shared.outcomes.words import counted_as, meaning, narrow, title
+from cloister_shared.schema import Binary
 from cloister_simulations import figures, guarantees, learned
 from cloister_simulations.federation import Arm, Comparison, Metrics
 from cloister_simulations.findings import (
     DASH,
     NOTHING,
     VOID,
+    HospitalRow,
     arm_rows,
     by_arm,
     hospital_rows,
     interval_level,
+    judged_by,
     seeds_of,
     summary,
     text,
@@ -69,6 +75,7 @@ def metrics_lines(comparison: Comparison) -> Iterator[dict[str, Any]]:
         of |= {"reproducible_noise": True} if result.reproducible_noise else {}
         for site, metrics in result.sites.items():
             tuned = {"fine_tuned": _plain(result.tuned[site])} if site in result.tuned else {}
+            tuned |= {"ditto": _plain(result.ditto[site])} if site in result.ditto else {}
             spent = {"hospital": site, "epsilon": result.epsilon.get(site)}
             yield {"of": "hospital", **of, **spent, "metrics": _plain(metrics), **tuned}
         most = {"epsilon": max(result.epsilon.values(), default=None), "seconds": round(result.seconds, 3)}
@@ -86,8 +93,8 @@ def html(comparison: Comparison) -> str:
         lstrip_blocks=True,
     )
     arms, plan = by_arm(comparison), comparison.scenario.plan
-    rows, hospitals = arm_rows(comparison), hospital_rows(comparison)
-    drawn = {row.name: row.auroc for row in hospitals if row.auroc}
+    rows, hospitals, judged = arm_rows(comparison), hospital_rows(comparison), judged_by(comparison)
+    drawn = {row.name: row.headline for row in hospitals if row.headline}
     missed = [
         f"{result.arm.name}, seed {result.seed}: {why}" for result in comparison.results for why in result.rejected
     ]
@@ -112,13 +119,22 @@ def html(comparison: Comparison) -> str:
         void=[row.arm for row in rows if row.epsilon == VOID],
         hospitals=hospitals,
         columns=_columns(comparison),
-        tuned=any(row.tuned.value is not None for row in hospitals),
+        personal=_personal(hospitals),
+        outcome=judged,
+        headline=title(judged.headline),
+        title=title,
+        meaning=meaning,
+        counted=counted_as(plan.table.target),
         level=interval_level(comparison),
         nothing=NOTHING,
         text=text,
-        curves=figures.curves({arm: found for arm, found in arms.items() if arm.kind != "alone"}),
-        calibrations={arm: figures.calibration(arm, list(arms), found) for arm, found in arms.items()},
-        forest=figures.forest(dict(list(drawn.items())[:_MOST_IN_FIGURE])) if drawn else "",
+        curves=figures.curves({arm: found for arm, found in arms.items() if arm.kind != "alone"}, judged.headline),
+        calibrations={
+            arm: figures.calibration(arm, list(arms), found)
+            for arm, found in arms.items()
+            if isinstance(plan.table.target, Binary)
+        },
+        forest=figures.forest(dict(list(drawn.items())[:_MOST_IN_FIGURE]), judged.headline) if drawn else "",
         in_figure=min(len(drawn), _MOST_IN_FIGURE),
         coordinator=learned.glimpse(comparison),
         judged=learned.judged(comparison),
@@ -146,9 +162,22 @@ def _plain(metrics: Metrics) -> dict[str, Any]:
     return {name: asdict(estimate) for name, estimate in metrics.items()}
 
 
+def _personal(rows: Sequence[HospitalRow]) -> dict[str, Callable[[HospitalRow], Estimate]]:
+    """The columns of models that hospitals keep for themselves, of those that the plan has."""
+    kinds: dict[str, Callable[[HospitalRow], Estimate]] = {
+        "fine-tuned": lambda row: row.tuned,
+        "ditto": lambda row: row.ditto,
+    }
+    return {name: of for name, of in kinds.items() if any(of(row).value is not None for row in rows)}
+
+
 def _columns(comparison: Comparison) -> list[Arm]:
-    """The arms that a table of hospitals compares: a pooled model is no hospital's choice."""
-    return [arm for arm in by_arm(comparison) if arm.kind != "pooled"]
+    """The arms that a table of hospitals compares: a pooled model is no hospital's choice.
+
+    Where hospitals keep models of their own, it stands there for what these could reach at most.
+    """
+    kept = any(result.tuned or result.ditto for result in comparison.results)
+    return [arm for arm in by_arm(comparison) if kept or arm.kind != "pooled"]
 
 
 # --- the terminal ------------------------------------------------------------------------------------------
@@ -159,35 +188,40 @@ def tables(comparison: Comparison) -> list[Table]:
 
 def _arm_table(comparison: Comparison) -> Table:
     level, notes = interval_level(comparison), list[str]()
-    notes.append("Means over seeds. Slope: of calibration, 1 is best.")
+    judged = judged_by(comparison)
+    slope = " Slope: of calibration, 1 is best." if "calibration_slope" in judged.beside else ""
+    notes.append(f"Means over seeds.{slope}{'' if judged.rises else f' {title(judged.headline)}: less is better.'}")
     if any(arm.epsilon for arm in by_arm(comparison)):
         notes.append("ε: the most that any hospital's ledger counts, in patients.")
     if any(arm.kind == "alone" for arm in by_arm(comparison)):
         notes.append("Alone: each hospital's own model on its own patients, then all patients taken together.")
-    heads = (f"AUROC ({level} interval)", "over seeds", "AUPRC", "Brier", "slope", "ε")
+    shown = fill(f"{title(judged.headline)} ({level} interval)", 20)
+    heads = (shown, "over seeds", *(fill(narrow(name), 9) for name in judged.beside), "ε")
     table = _table("How well does it predict?", notes, *heads)
     for row in arm_rows(comparison):
-        others = (text(row[name], interval=False) for name in ("auprc", "brier", "calibration_slope"))
-        table.add_row(row.arm.name, text(row["auroc"]), row.over_seeds, *others, row.epsilon)
+        others = (text(row[name], interval=False) for name in judged.beside)
+        table.add_row(row.arm.name, text(row[judged.headline]), row.over_seeds, *others, row.epsilon)
     return table
 
 
 def _hospital_table(comparison: Comparison) -> Table:
     rows, columns = hospital_rows(comparison), _columns(comparison)[:_MOST_ARMS]
-    tuned = any(row.tuned.value is not None for row in rows)
+    personal, counted = _personal(rows), counted_as(comparison.scenario.plan.table.target)
     shown, notes = rows[:_MOST_IN_TERMINAL], list[str]()
-    if any(arm not in row.auroc for row in shown for arm in columns):
+    if any(arm not in row.headline for row in shown for arm in columns):
         least = comparison.scenario.plan.evaluation.min_count
-        notes.append(f"{DASH}: fewer than {least} held-out rows of either outcome, so no metrics leave the hospital.")
+        few = f"fewer than {least} held-out rows of either outcome" if counted else "too few held-out rows"
+        notes.append(f"{DASH}: {few}, so no metrics leave the hospital.")
     if len(rows) > len(shown):
         notes.append(f"The {len(shown)} largest of {len(rows)} hospitals; report.html shows all.")
     names = [f"ε = {arm.epsilon:g}" if arm.epsilon else arm.kind for arm in columns]
-    heads = ["training rows", "held out", "positive", *names, *(["fine-tuned"] if tuned else [])]
-    table = _table("AUROC at each hospital", notes, *heads)
+    heads = ["training rows", "held out", *([counted] if counted else []), *names, *personal]
+    table = _table(f"{title(judged_by(comparison).headline)} at each hospital", notes, *heads)
     for row in shown:
-        found = [row.auroc.get(arm, NOTHING) for arm in columns] + ([row.tuned] if tuned else [])
-        aurocs = (text(estimate, interval=False) for estimate in found)
-        table.add_row(row.name, f"{row.train:,}", f"{row.test:,}", f"{row.positive:.0%}", *aurocs)
+        found = [row.headline.get(arm, NOTHING) for arm in columns] + [of(row) for of in personal.values()]
+        values = (text(estimate, interval=False) for estimate in found)
+        share = [f"{row.positive:.0%}"] if counted else []
+        table.add_row(row.name, f"{row.train:,}", f"{row.test:,}", *share, *values)
     return table
 
 

@@ -365,6 +365,36 @@ def test_fine_tuning_changes_no_later_answer(open_site, ticket_for, plan_with):
     assert site.evaluate(ticket_for(site, 4)).header.estimates == first
 
 
+def test_a_model_of_the_hospitals_own_is_in_no_update(open_site, ticket_for, plan_with):
+    """Ditto: what leaves is bit for bit what leaves without it; the own model is another, and is kept."""
+    without = open_site(plan_with())
+    site = open_site(plan_with(personalisation={"ditto": {"lam": 0.1, "steps": 9}}, evaluation={"resamples": 100}))
+    assert (
+        site.train(ticket_for(site)).vectors["update"] == without.train(ticket_for(without)).vectors["update"]
+    ).all()
+    before = site.local.before(site.plan.digest, 2)
+    assert before is not None
+    site.train(ticket_for(site, 2))
+    after = site.local.before(site.plan.digest, 3)
+    assert after is not None
+    assert (before["ditto"] != after["ditto"]).any()
+    said = site.evaluate(ticket_for(site, 4)).header.estimates
+    assert said.keys() == {"final", "ditto"}
+    assert said["final"] != said["ditto"]
+
+
+def test_the_stronger_the_pull_the_nearer_the_common_model(open_site, ticket_for, plan_with):
+    away = []
+    for lam in (0.01, 3.0):
+        site = open_site(plan_with(personalisation={"ditto": {"lam": lam, "steps": 30}}))
+        ticket = ticket_for(site)
+        site.train(ticket)
+        kept = site.local.before(site.plan.digest, 2)
+        assert kept is not None
+        away.append(float(abs(kept["ditto"] - ticket.vectors["model"]).max()))
+    assert away[1] < away[0] / 2
+
+
 # --- public weights ----------------------------------------------------------------------------------------
 WEIGHT, BIAS = torch.linspace(-0.5, 1.0, 12).reshape(4, 3), torch.full((4,), 0.5)
 PUBLIC = save({"hidden_0.weight": WEIGHT, "hidden_0.bias": BIAS})

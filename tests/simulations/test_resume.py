@@ -97,10 +97,13 @@ KINDS = {
         "task": {"model": "mlp", "hidden": [4], "norm": "batch"},
         "personalisation": {"local_layers": ["norm"]},
     },
+    "ditto": {"personalisation": {"ditto": {"lam": 0.5, "steps": 2}}},
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["private", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind != "private")]
+)
 def test_killed_at_every_write(small, folder, kind):
     arm = next(arm for arm in arms_of(small) if arm.kind == ("private" if kind == "private" else "federated"))
     changes = KINDS[kind]

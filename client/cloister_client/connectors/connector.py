@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cloister_client.site_file import SiteFile, read_site
+from cloister_shared.errors import DataRefused
 from cloister_shared.schema import Schema
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+ENTRY_POINTS = "cloister.connectors"
+"""The group of entry points under which packages of other makers offer connectors."""
 
 
 class Connector(Protocol):
@@ -42,8 +49,9 @@ class Connector(Protocol):
         """The plan's columns under the plan's names, one row a record; the index is the row's number, from 1.
 
         A cell is the hospital's own spelling of a value, or None. Of a series it is an array [k, 3] of hours, the
-        channel's number and the value in the plan's unit; of an image a path seen from ``folder``, or an array
-        [channels, *size] of the picture's own size; of a text, a molecule and everything else what is written there.
+        channel's number and the value in the plan's unit; of an image a path seen from ``folder``, a tuple of the
+        paths of one volume's slices, or an array [channels, *size] of the picture's own size; of a text, a molecule
+        and everything else what is written there.
 
         ``also`` names further columns, such as the split.
 
@@ -76,6 +84,37 @@ def open_records(site_yaml: Path) -> Connector:
         DataRefused: there is no such file, or it is not text.
         PlanRefused: it is malformed.
     """
+    site, folder = read_site(site_yaml), site_yaml.parent
+    if site.connector:
+        return _installed(site.connector.name)(site, folder)
+    if site.fhir:
+        from cloister_client.connectors.fhir import FhirConnector
+
+        return FhirConnector(site, folder)
+    if site.omop:
+        from cloister_client.connectors.omop import OmopConnector
+
+        return OmopConnector(site, folder)
+    if site.dicom:
+        from cloister_client.connectors.dicom import DicomConnector
+
+        return DicomConnector(site, folder)
     from cloister_client.connectors.table import TableConnector
 
-    return TableConnector(read_site(site_yaml), site_yaml.parent)
+    return TableConnector(site, folder)
+
+
+def _installed(name: str) -> Callable[[SiteFile, Path], Connector]:
+    """What a package that the hospital installed offers under ``name``: called with its site and folder.
+
+    Raises:
+        DataRefused: no package does.
+    """
+    offered = entry_points(group=ENTRY_POINTS)
+    if name not in offered.names:
+        known = ", ".join(sorted(offered.names)) or "none"
+        raise DataRefused(
+            f"No installed package has the connector {name}; installed are: {known}.",
+            mend="Install its package into the agent's environment, or correct connector.name in site.yaml.",
+        )
+    return offered[name].load()

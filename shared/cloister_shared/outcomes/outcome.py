@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cloister_shared.outcomes import binary, effect, itself, mask, quantity, several, survival
 from cloister_shared.outcomes.judging import Array, Metric
+from cloister_shared.outcomes.words import meaning, title
 from cloister_shared.schema import (
     Binary,
     Classes,
@@ -24,6 +25,8 @@ from cloister_shared.schema import (
     blocks,
     plan_constants,
 )
+
+__all__ = ["Dense", "Outcome", "cells", "meaning", "outcome_of", "outputs", "title"]
 
 Raw = NDArray[np.float32]
 
@@ -53,6 +56,11 @@ class Outcome:
     """Whether more of the headline is better."""
     dense: Dense | None = None
     quick: Callable[[Array, Array], float] | None = None
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Up to three other metrics, that tables show next to the headline."""
+        return tuple(name for name in self.metrics if name != self.headline)[:3]
 
     def glance(self, truth: Array, prediction: Array) -> float:
         """The headline's value; NaN where the data cannot say."""
@@ -110,28 +118,6 @@ def outcome_of(schema: Schema, threshold: float = 0.5) -> Outcome:
         case Effect(larger_is_better=rises, range=(low, high)):
             reading = effect.seen((low + high) / 2, (high - low) / 4)
             return Outcome("policy_value", effect.metrics(rises), reading, effect.enough, rises=rises)
-
-
-TITLES = {
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "brier": "Brier score",
-    "macro_auroc": "AUROC, mean over classes",
-    "macro_f1": "F1, mean over classes",
-    "micro_f1": "F1",
-    "rmse": "RMSE",
-    "mae": "mean absolute error",
-    "r_squared": "R²",
-    "c_index": "C-index",
-    "integrated_brier": "integrated Brier score",
-    "brier_at_end": "Brier score at the end",
-    "dice": "Dice",
-}
-
-
-def title(metric: str) -> str:
-    """A metric's name as people write it."""
-    return TITLES.get(metric, metric.replace("_", " "))
 
 
 def cells(target: Target) -> tuple[str, ...]:
