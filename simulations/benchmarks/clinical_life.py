@@ -10,6 +10,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def figures(only: tuple[str, ...] = ()) -> list[Figure]:
                 made += measured(Path(scratch))
             except DataRefused as refused:  # the folder of real records is not there
                 made.append(missed(name, str(refused).partition(".")[0]))
-    return made
+    return [replace(figure, name=f"life.{figure.name}") for figure in made]
 
 
 def readmission(scratch: Path) -> list[Figure]:
@@ -57,7 +58,7 @@ def readmission(scratch: Path) -> list[Figure]:
         at_least("readmission.pooled", mean(found, "pooled", "auroc"), 0.66, "AUROC {:.4f}, 3 splits"),
         at_most("readmission.federated", apart, 0.01, "{:.4f} below pooled, 3 splits"),
         told("readmission.private", mean(private, "private", "auroc"), "AUROC {:.4f} at epsilon 3, a split"),
-        told("readmission.trees", trees(scenario, scratch), "AUROC {:.4f} by trees, a split, not DP"),
+        told("readmission.trees", trees(scenario, scratch), "AUROC {:.4f} by trees, not DP"),
     ]
 
 
@@ -90,7 +91,7 @@ def hazards(scratch: Path) -> list[Figure]:
         near("survival.federated", federated["c_index"], best["c_index"], 0.02),
         told("survival.private", mean(found, "private", "c_index"), "C-index {:.4f} at epsilon 3"),
         told("survival.cox", mean(other, "federated", "c_index"), "C-index {:.4f}, Cox, not DP"),
-        told("survival.brier.truth", best["integrated_brier"], "{:.4f} integrated, of the true hazard"),
+        told("survival.brier.truth", best["integrated_brier"], "{:.4f} integrated, true hazard"),
         near("survival.brier", federated["integrated_brier"], best["integrated_brier"], 0.01),
     ]
 
@@ -126,9 +127,9 @@ def synthetic(scratch: Path) -> list[Figure]:
         worth = synthetic_report.judge(scenario, scratch, arm, "readmitted_30d")
         lost = worth.taught_by_real - worth.taught_by_drawn
         made += [
-            told(f"{name}.marginals", worth.marginal, "{:.4f} total variation, mean column"),
+            told(f"{name}.marginals", worth.marginal, "{:.4f} total variation, mean"),
             told(f"{name}.correlations", worth.correlation, "{:.4f} apart, mean pair of values"),
-            told(f"{name}.taught", lost, f"{{:.4f}} AUROC below real's {worth.taught_by_real:.4f}"),
+            told(f"{name}.taught", lost, f"{{:.4f}} AUROC below {worth.taught_by_real:.4f}"),
             near(f"{name}.nearest", worth.nearer_to_trained, 0.5, 0.03),
             near(f"{name}.membership", worth.membership, 0.5, 0.03),
         ]
