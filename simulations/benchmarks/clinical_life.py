@@ -1,7 +1,7 @@
 """Tables, time to event, effect of a treatment, invented patients and fusion: each scenario against its bar or truth.
 
-python simulations/benchmarks/clinical_life.py                           all of them, some ten minutes on 2 cores
-python simulations/benchmarks/clinical_life.py survival treatment        some of them
+``make figures TOPIC=clinical ARGS="--only life"`` measures all of them, in some fifteen minutes on 2 cores;
+``python simulations/benchmarks/clinical_life.py survival treatment`` some.
 """
 
 from __future__ import annotations
