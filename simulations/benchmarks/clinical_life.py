@@ -1,7 +1,7 @@
 """Tables, time to event, effect of a treatment, invented patients and fusion: each scenario against its bar or truth.
 
-python simulations/benchmarks/clinical_life.py                           all of them, some ten minutes on 2 cores
-python simulations/benchmarks/clinical_life.py survival treatment        some of them
+``make figures TOPIC=clinical ARGS="--only life"`` measures all of them, in some fifteen minutes on 2 cores;
+``python simulations/benchmarks/clinical_life.py survival treatment`` some.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,11 @@ def figures(only: tuple[str, ...] = ()) -> list[Figure]:
                 made += measured(Path(scratch))
             except DataRefused as refused:  # the folder of real records is not there
                 made.append(missed(name, str(refused).partition(".")[0]))
-    return made
+    return [replace(figure, name=f"life.{figure.name}") for figure in made]
 
 
 def readmission(scratch: Path) -> list[Figure]:
-    scenario = read_scenario("readmission")
+    scenario = shipped("readmission")
     found = trained(scenario, scratch, ("pooled", "federated"), SEEDS)
     private = trained(scenario, scratch, ("private",), SEEDS[:1])
     apart = mean(found, "pooled", "auroc") - mean(found, "federated", "auroc")
@@ -57,12 +58,12 @@ def readmission(scratch: Path) -> list[Figure]:
         at_least("readmission.pooled", mean(found, "pooled", "auroc"), 0.66, "AUROC {:.4f}, 3 splits"),
         at_most("readmission.federated", apart, 0.01, "{:.4f} below pooled, 3 splits"),
         told("readmission.private", mean(private, "private", "auroc"), "AUROC {:.4f} at epsilon 3, a split"),
-        told("readmission.trees", trees(scenario, scratch), "AUROC {:.4f} by trees, a split, not DP"),
+        told("readmission.trees", trees(scenario, scratch), "AUROC {:.4f} by trees, not DP"),
     ]
 
 
 def icu_death(scratch: Path) -> list[Figure]:
-    found = trained(read_scenario("icu-death"), scratch, ("pooled", "federated", "private"), SEEDS)
+    found = trained(shipped("icu-death"), scratch, ("pooled", "federated", "private"), SEEDS)
     return [
         told(f"icu-death.{kind}", mean(found, kind, "auroc"), f"AUROC {{:.3f}}{at}, 3 splits")
         for kind, at in (("pooled", ""), ("federated", ""), ("private", " at epsilon 8"))
@@ -70,7 +71,7 @@ def icu_death(scratch: Path) -> list[Figure]:
 
 
 def hazards(scratch: Path) -> list[Figure]:
-    scenario = read_scenario("survival")
+    scenario = shipped("survival")
     found = trained(scenario, scratch, ("pooled", "federated", "private"), (0,))
     none = {"mechanism": "none"} | dict.fromkeys(("unit", "epsilon", "delta", "clip_norm"))
     cox = amend(scenario.plan, task={"name": "cox"}, privacy=none)
@@ -90,13 +91,13 @@ def hazards(scratch: Path) -> list[Figure]:
         near("survival.federated", federated["c_index"], best["c_index"], 0.02),
         told("survival.private", mean(found, "private", "c_index"), "C-index {:.4f} at epsilon 3"),
         told("survival.cox", mean(other, "federated", "c_index"), "C-index {:.4f}, Cox, not DP"),
-        told("survival.brier.truth", best["integrated_brier"], "{:.4f} integrated, of the true hazard"),
+        told("survival.brier.truth", best["integrated_brier"], "{:.4f} integrated, true hazard"),
         near("survival.brier", federated["integrated_brier"], best["integrated_brier"], 0.01),
     ]
 
 
 def treatment(scratch: Path) -> list[Figure]:
-    scenario = read_scenario("treatment")
+    scenario = shipped("treatment")
     found = trained(scenario, scratch, ("federated", "private"), SEEDS)
     tables = {path.parent.name: pd.read_csv(path.parent / "table.csv") for path in sites(scratch)}
     gains, values = list[float](), list[float]()
@@ -119,16 +120,16 @@ def treatment(scratch: Path) -> list[Figure]:
 
 
 def synthetic(scratch: Path) -> list[Figure]:
-    scenario = read_scenario("synthetic")
+    scenario = shipped("synthetic")
     trained(scenario, scratch, ("federated", "private"), (0,))
     made: list[Figure] = []
     for arm, name in ((Arm("federated"), "synthetic"), (Arm("private", 3.0), "synthetic.private")):
         worth = synthetic_report.judge(scenario, scratch, arm, "readmitted_30d")
         lost = worth.taught_by_real - worth.taught_by_drawn
         made += [
-            told(f"{name}.marginals", worth.marginal, "{:.4f} total variation, mean column"),
+            told(f"{name}.marginals", worth.marginal, "{:.4f} total variation, mean"),
             told(f"{name}.correlations", worth.correlation, "{:.4f} apart, mean pair of values"),
-            told(f"{name}.taught", lost, f"{{:.4f}} AUROC below real's {worth.taught_by_real:.4f}"),
+            told(f"{name}.taught", lost, f"{{:.4f}} AUROC below {worth.taught_by_real:.4f}"),
             near(f"{name}.nearest", worth.nearer_to_trained, 0.5, 0.03),
             near(f"{name}.membership", worth.membership, 0.5, 0.03),
         ]
@@ -136,7 +137,7 @@ def synthetic(scratch: Path) -> list[Figure]:
 
 
 def multimodal(scratch: Path) -> list[Figure]:
-    scenario = read_scenario("multimodal")
+    scenario = shipped("multimodal")
     found = trained(scenario, scratch, ("pooled", "alone", "federated", "private"), (0,))
     blind = max(site for site in next(iter(found)).sites)  # names rise, and the last has no pictures
     (own,) = [result for result in found if result.arm.kind == "federated"]
@@ -157,15 +158,18 @@ MEASURED: dict[str, Callable[[Path], list[Figure]]] = {
 
 
 # --- small things ------------------------------------------------------------------------------------------
+def shipped(name: str) -> Scenario:
+    """A scenario as it is shipped, with few resamples: intervals are not shown here."""
+    scenario = read_scenario(name)
+    return scenario.model_copy(update={"plan": amend(scenario.plan, evaluation={"resamples": 100})})
+
+
 def trained(scenario: Scenario, folder: Path, kinds: tuple[str, ...], seeds: tuple[int, ...]) -> list[Result]:
     def done(result: Result) -> None:
         headline = {name: estimate.value for name, estimate in list(result.overall.items())[:1]}
         progress(f"{scenario.name}: {result.arm.name}, seed {result.seed}: {headline}, {result.seconds:.0f} s")
 
-    quick = amend(scenario.plan, evaluation={"resamples": 100})  # intervals are not shown here
-    return compare(
-        scenario.model_copy(update={"plan": quick}), Options(folder, arms=kinds, seeds=seeds), done=done
-    ).results
+    return compare(scenario, Options(folder, arms=kinds, seeds=seeds), done=done).results
 
 
 def mean(found: list[Result], kind: str, metric: str) -> float:

@@ -37,6 +37,14 @@ LIVES = {
         {"sites": 3, "patients": 400},
         {"normalisation": {"method": "plan"}, "task": {"model": "logistic", "hidden": []}},
     ),
+    "tabular transformer": (
+        "generated-ehr",
+        {"sites": 3, "patients": 400},
+        {"task": {"name": "tabular-transformer", "width": 8}},
+    ),
+    "time to event": ("survival", {"sites": 3, "patients": 400}, {}),
+    "effect": ("treatment", {"sites": 3, "patients": 400}, {}),
+    "multimodal": ("multimodal", {"sites": 3, "patients": 400}, {}),
 }
 
 

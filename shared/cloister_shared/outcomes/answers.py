@@ -42,9 +42,9 @@ def answers(schema: Schema, output: Raw, inputs: Raw) -> Array:
         case Itself():
             unknown = np.full((len(inputs), 1), np.nan, np.float32)
             said = itself.seen(output, np.concatenate([inputs, unknown], axis=1))[1]
-        case Effect(range=(low, high)):
-            said = output[:, :2].astype(np.float64) * ((high - low) / 4) + (low + high) / 2
-            return np.concatenate([said, said[:, 1:] - said[:, :1]], axis=1)
+        case Effect():
+            said = outcome_of(schema).seen(output, np.zeros((len(output), 2), np.float32))[1]
+            return said[:, [0, 1, 3]]
         case _:
             # Nobody knows the outcome; what is said does not depend on it.
             said = outcome_of(schema).seen(output, np.zeros((len(output), 3), np.float32))[1]
