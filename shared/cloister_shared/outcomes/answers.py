@@ -42,9 +42,13 @@ def answers(schema: Schema, output: Raw, inputs: Raw) -> Array:
         case Itself():
             unknown = np.full((len(inputs), 1), np.nan, np.float32)
             said = itself.seen(output, np.concatenate([inputs, unknown], axis=1))[1]
+            return said.reshape(len(output), -1)[:, :1]
         case Effect(range=(low, high)):
-            said = output[:, :2].astype(np.float64) * ((high - low) / 4) + (low + high) / 2
-            return np.concatenate([said, said[:, 1:] - said[:, :1]], axis=1)
+            scale, centre = (high - low) / 4, (low + high) / 2
+            said = output.astype(np.float64) * scale
+            # A fourth output is the difference itself, learned apart.
+            change = said[:, 3:4] if said.shape[1] > 3 else said[:, 1:2] - said[:, :1]
+            return np.concatenate([said[:, :2] + centre, change], axis=1)
         case _:
             # Nobody knows the outcome; what is said does not depend on it.
             said = outcome_of(schema).seen(output, np.zeros((len(output), 3), np.float32))[1]
