@@ -7,7 +7,13 @@ from textwrap import fill
 
 import typer
 
-from cloister_client import budget_commands, consortium_commands, model_commands, study_commands
+from cloister_client import (
+    budget_commands,
+    consortium_commands,
+    model_commands,
+    records_commands,
+    study_commands,
+)
 from cloister_shared.console import one_core, plain_errors, read_text
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -31,8 +37,10 @@ for command in (
     consortium_commands.service,
     consortium_commands.renew,
     consortium_commands.leave,
+    records_commands.map_,
+    records_commands.fetch,
 ):
-    app.command()(command)
+    app.command(command.__name__.rstrip("_"))(command)
 
 
 @app.callback()
@@ -73,6 +81,22 @@ def check(plan: Path, site: Path) -> None:
             drawn = "one release" if unit == "site" else f"a {unit} drawn with chance {event.sample_rate:.3g}"
             said = f"{terms.rounds * event.steps} steps, in each {drawn}"
             typer.echo(fill(f"{said}; {whole} {event.noise_multiplier:.3g} times the clip norm.", 100))
+
+
+@app.command()
+def fetch(site: Path) -> None:
+    """Fetch pictures from the hospital's DICOMweb server into the folder of its site.yaml; goes on where it ended."""
+    with plain_errors():
+        from cloister_client.connectors.connector import open_records
+        from cloister_client.connectors.dicom import DicomConnector
+        from cloister_client.connectors.dicom_web import fetch as fetched
+        from cloister_shared.errors import DataRefused
+
+        records = open_records(site)
+        if not isinstance(records, DicomConnector):
+            raise DataRefused(f"{site.name} names no archive of pictures.", mend="Add a section dicom: with web:.")
+        new = fetched(records)
+        typer.echo(f"{new} new files in {records.archive.folder}.")
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +16,9 @@ from torch import Tensor
 from cloister_client.connectors.connector import Connector
 from cloister_client.consent import Policy
 from cloister_client.encoders import image, molecule, series, text
-from cloister_client.encoders.outcomes import counted, outcomes
+from cloister_client.encoders.outcomes import counted, itself, outcomes
 from cloister_client.encoders.scalars import encode, parse, words
+from cloister_client.opt_outs import without_opt_outs
 from cloister_client.quality import ColumnReport, QualityReport, note
 from cloister_shared.errors import CohortTooSmall, DataRefused
 from cloister_shared.plan import StudyPlan
@@ -78,9 +78,11 @@ def load_dataset(connector: Connector, plan: StudyPlan) -> Dataset:
     site, schema = connector.site.site, plan.table
     split = plan.evaluation.split_column
     frame = connector.rows(schema, (split,) if split else ())
-    report = QualityReport(site, len(frame), [])
+    notes, everyone = frame.attrs.get("notes", []), len(frame)
+    frame = without_opt_outs(frame, schema, connector.site, connector.folder)
+    report = QualityReport(site, len(frame), [], notes=notes, opted_out=everyone - len(frame))
     x, keep = _inputs(frame, schema, connector, report)
-    y = outcomes(frame, schema, connector.folder, report)
+    y = outcomes(frame, schema, connector.folder, report, connector.site.pictures)
     _check_whole_rows(frame, plan, report, keep)
     bad = report.bad_rows
     if len(bad) > schema.max_bad_rows * len(frame):
@@ -92,7 +94,7 @@ def load_dataset(connector: Connector, plan: StudyPlan) -> Dataset:
     keep &= ~np.isin(np.arange(1, len(frame) + 1), bad)
     x, y = x[keep], y[keep]
     if isinstance(schema.target, Itself):
-        y = np.concatenate([x, y[:, None]], axis=1, dtype=np.float64)
+        y = np.concatenate([itself(x, schema), y[:, None]], axis=1, dtype=np.float64)
     patients, keys = _patients(frame, plan, keep)
     testing = _testing(frame, plan, keep, patients, keys)
     report.patients, report.outcomes = len(keys), counted(y, schema)
@@ -143,7 +145,10 @@ def normalised(rows: Rows, everything: Sequence[Column], constants: Sequence[tup
     if at:
         centre, scale = torch.tensor(list(constants), dtype=torch.float32).T
         x[:, at] = (x[:, at] - centre) / scale
-    return Rows(x, rows.y, rows.patients)
+    y = rows.y
+    if y.shape[1:] == (x.shape[1] + 1,) and torch.equal(y[:, :-1], rows.x):  # what is usual: the inputs themselves
+        y = torch.cat([x, y[:, -1:]], dim=1)
+    return Rows(x, y, rows.patients)
 
 
 # --- features ----------------------------------------------------------------------------------------------
@@ -152,7 +157,7 @@ def _inputs(
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """All inputs of all records, and which of these have none missing that the plan drops."""
     values, keep = _scalars(frame, schema, connector.factors(schema), report)
-    shaped = [_shaped(block.feature, frame, connector.folder, report) for block in blocks(schema)]
+    shaped = [_shaped(block.feature, frame, connector, report) for block in blocks(schema)]
     single = [encode(column, values).astype(np.float32)[:, None] for column in columns(schema)]
     return np.concatenate([*single, *shaped], axis=1), keep
 
@@ -181,7 +186,7 @@ def _scalars(
     return values, keep
 
 
-def _shaped(feature: Shaped, frame: pd.DataFrame, folder: Path, report: QualityReport) -> NDArray[np.float32]:
+def _shaped(feature: Shaped, frame: pd.DataFrame, connector: Connector, report: QualityReport) -> NDArray[np.float32]:
     """The block of a feature of many values, [n, size]."""
     column = ColumnReport(feature.name)
     report.columns.append(column)
@@ -190,7 +195,7 @@ def _shaped(feature: Shaped, frame: pd.DataFrame, folder: Path, report: QualityR
         case SeriesFeature():
             return series.encode(feature, cells, column)
         case ImageFeature():
-            return image.encode(feature, cells, folder, column)
+            return image.encode(feature, cells, connector.folder, column, connector.site.pictures)
         case TextFeature():
             return text.encode(feature, cells, column)
         case MoleculeFeature():
@@ -199,7 +204,8 @@ def _shaped(feature: Shaped, frame: pd.DataFrame, folder: Path, report: QualityR
 
 def _check_whole_rows(frame: pd.DataFrame, plan: StudyPlan, report: QualityReport, keep: NDArray[np.bool_]) -> None:
     if plan.table.duplicates != "allow":
-        again = frame.duplicated().to_numpy()
+        shaped = {f.name: frame[f.name].map(_hashable) for f in plan.table.features if isinstance(f, Shaped)}
+        again = frame.assign(**shaped).duplicated().to_numpy()
         if plan.table.duplicates == "drop":
             keep &= ~again
         else:
@@ -219,6 +225,10 @@ def _check_whole_rows(frame: pd.DataFrame, plan: StudyPlan, report: QualityRepor
             patient = words(frame[plan.table.patient_id])
             both = np.intersect1d(patient[part == "train"], patient[part == "test"])
             note(column, "patient in both train and test", (patient != "") & np.isin(patient, both))
+
+
+def _hashable(cell: Any) -> Any:
+    return cell.tobytes() if isinstance(cell, np.ndarray) else cell
 
 
 # --- patients and splits -------------------------------------------------------------------------------------

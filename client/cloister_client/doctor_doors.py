@@ -209,7 +209,7 @@ def _greet(agent: Path, clocks: list[tuple[str, float]]) -> Iterator[Finding]:
     yield ok("control: let in", f"our certificate is accepted, as {met.site}")
     said = f"the coordinator speaks {met.version}; this agent {spoken()}"
     try:
-        agree(met.version, "the coordinator")
+        agree(met.version, "the coordinator", "this hospital's cloister-site")
         yield ok("versions", said)
     except CloisterError as error:
         yield fails("versions", said, error.mend)

@@ -113,7 +113,7 @@ def _traded(
         except LinkLost as error:
             mend = "cloister-site doctor --invite FILE tries each part of the way; then enrol again with the same file."
             raise LinkLost(error.said, mend=mend) from None
-    agree(answer.version, "The coordinator")
+    agree(answer.version, "the coordinator", "this hospital's cloister-site")
     until = _ours(answer.certificate.encode(), key, invite.hospital).not_after
     roster = {**answer.roster, **pinned, invite.hospital: identity.public}
     if answer.roster.get(invite.hospital, identity.public) != identity.public:

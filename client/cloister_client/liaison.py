@@ -74,7 +74,7 @@ def _meet(control: Control) -> None:
         VersionRefused: they do not.
     """
     met = control.hello()
-    agree(met.version, "The coordinator")
+    agree(met.version, "the coordinator", "this hospital's cloister-site")
     if wrong := apart(time.time() - met.time):
         log.warning("%s", wrong)
 

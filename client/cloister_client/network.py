@@ -17,6 +17,10 @@ from cloister_shared.objective import Objective
 
 Values = NDArray[np.float32]
 
+AT_ONCE = 2**22
+"""Numbers of records' inputs that go through a model at a time: 83 pictures of 224 x 224, or 4,000 small tables' rows
+and more. Memory, not results."""
+
 _QUIET = np.errstate(over="ignore", invalid="ignore")  # as torch: what is not finite is refused where it arrives
 
 
@@ -47,7 +51,8 @@ class Network:
             return torch.from_numpy(self._forward(x.numpy())[-1])
         self.model.eval()
         with torch.no_grad():
-            return self.model(x)
+            parts = x.split(rows_at_once(x.shape[1]))
+            return self.model(x) if len(parts) == 1 else torch.cat([self.model(part) for part in parts])
 
     @_QUIET
     def loss(self, output: Tensor, y: Values) -> float:
@@ -82,6 +87,11 @@ class Network:
             values.append(values[-1] @ weight.T)
             values[-1] += bias
         return values
+
+
+def rows_at_once(width: int) -> int:
+    """How many rows of so many inputs."""
+    return max(1, AT_ONCE // max(1, width))
 
 
 def _is_dense(model: nn.Module) -> bool:

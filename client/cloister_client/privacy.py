@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from cloister_client.clipping import Clipper
 from cloister_client.dataset import Dataset, Rows
 from cloister_client.ledger import Cost
-from cloister_client.network import Network
+from cloister_client.network import Network, rows_at_once
 from cloister_shared import noise
 from cloister_shared.budget import Event, epsilon, merged
 from cloister_shared.charges import charges, in_patients, part_of, promise
@@ -126,7 +126,12 @@ def dp_sgd(
     terms, units = plan.privacy, Units.of(rows, plan.privacy.unit or "record")
     clip_norm = _clip_norm(terms)
     clipper = Clipper(
-        model, objective.loss, clip_norm, per_unit=terms.per_patient, at_once=PHYSICAL_BATCH, notice=log.warning
+        model,
+        objective.loss,
+        clip_norm,
+        per_unit=terms.per_patient,
+        at_once=min(PHYSICAL_BATCH, rows_at_once(rows.x.shape[1])),
+        notice=log.warning,
     )
     spread = 0.0 if plan.shared_noise else event.noise_multiplier * clip_norm * SINGLE
     copies, varied = _augmented(plan)

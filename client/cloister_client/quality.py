@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+MOST = 100
+"""Columns that a page tells of; of more than that, only those with a finding."""
+
 
 @dataclass
 class ColumnReport:
@@ -29,6 +32,10 @@ class QualityReport:
     outcomes: tuple[int, ...] = ()
     """How many records have which outcome, in the plan's order, where outcomes are counted."""
     dropped_missing: int = 0
+    notes: list[str] = field(default_factory=list[str])
+    """What of dated records could not be used, and how often."""
+    opted_out: int = 0
+    """Rows of patients who do not want their records used; they are not among ``rows``."""
 
     @property
     def bad_rows(self) -> list[int]:
@@ -50,7 +57,10 @@ class QualityReport:
 
     def page(self) -> str:
         """The report as the hospital's own people read it."""
-        width = max(len(column.name) for column in self.columns)
+        shown = self.columns
+        if len(shown) > MOST:
+            shown = [column for column in shown if column.missing or column.problems][:MOST]
+        width = max((len(column.name) for column in shown), default=0)
         found = f", {self.positives} with the outcome" if self.outcomes else ""
         head = (
             f"Data quality at {self.site}: {self.rows} rows, {self.patients} patients{found};"
@@ -59,9 +69,18 @@ class QualityReport:
         body = [
             f"  {column.name:<{width}}  {column.missing / max(self.rows, 1):>6.1%} missing"
             + "".join(f"; {problem} in {rows_text(rows)}" for problem, rows in column.problems.items())
-            for column in self.columns
+            for column in shown
         ]
-        return "\n".join([head, *body])
+        if self.opted_out:
+            head += f" {self.opted_out} more rows are of patients who opted out."
+        more = len(self.columns) - len(shown)
+        left = [f"  and {more} more columns" + _silent(self, shown)] if more else []
+        return "\n".join([head, *body, *left, *(f"  Not used: {note}." for note in self.notes)])
+
+
+def _silent(report: QualityReport, shown: list[ColumnReport]) -> str:
+    found = sum(bool(column.missing or column.problems) for column in report.columns)
+    return "" if found > len(shown) else " without a finding"
 
 
 def note(report: ColumnReport, problem: str, where: NDArray[np.bool_]) -> None:

@@ -1,23 +1,33 @@
 """``site.yaml``: who a hospital is, what it takes part in, and where its records are. It never leaves the hospital.
 
-site: st-marys
-population: patients               # whose privacy budget studies on this table are paid from
-policy:
-min_cohort: 3                    # the fewest hospitals in a sum that this one helps to open
-mechanisms: [site, shared]       # of privacy; none must be named to be accepted
-approvals: 2                     # people who must approve a study, 1 or 2
-memory_gb: 8                     # of a study's training process
-hours: 12                        # in which it answers a message
-sandbox: on                      # off: train where the network cannot be taken away from it
-proxy: http://proxy.local:3128     # the way out, where HTTPS_PROXY does not say it
-table:
-path: table.csv                  # beside this file
-columns: {age: AGE_YEARS}        # a feature's name in the plan: its column here, where they differ
-units: {weight: lb, creatinine: {unit: umol/L, factor: 0.0113}}   # where the unit is not the plan's
+    site: st-marys
+    population: patients               # whose privacy budget studies on this table are paid from
+    policy:
+      min_cohort: 3                    # the fewest hospitals in a sum that this one helps to open
+      mechanisms: [site, shared]       # of privacy; none must be named to be accepted
+      approvals: 2                     # people who must approve a study, 1 or 2
+      memory_gb: 8                     # of a study's training process
+      hours: 12                        # in which it answers a message
+      sandbox: on                      # off: train where the network cannot be taken away from it
+    proxy: http://proxy.local:3128     # the way out, where HTTPS_PROXY does not say it
+    pictures: {identified: true}       # DICOM files that tell who the patient is may be used, inside
+    table:
+      path: table.csv                  # beside this file
+      columns: {age: AGE_YEARS}        # a feature's name in the plan: its column here, where they differ
+      units: {weight: lb, creatinine: {unit: umol/L, factor: 0.0113}}   # where the unit is not the plan's
+      series: {path: vitals.csv, row: STAY, minutes: OFFSET, name: PARAMETER, value: VALUE}
 
-In the place of ``table``, a source that an installed package reads (docs/guides/new-task.md):
+In the place of ``table``, clinical records, an archive of pictures, or a source that an installed package reads:
 
-connector: {name: json-lines, path: visits.jsonl}   # the connector's name, and its own terms
+    fhir: {path: export}               # NDJSON or bundles; export: {url: https://ehr.local/fhir} fills it
+    omop: {database: postgresql://reader@db.local/omop, schema: cdm}      # or sqlite, duckdb, folder: of CSVs
+    dicom:
+      folder: archive                  # of DICOM files; web: {url: https://pacs.local/dicom-web} fills it
+      labels: {path: reports.csv, columns: {pneumonia: FINDING}}
+      join: AccessionNumber            # the labels' column of that name, and the tag
+    connector: {name: json-lines, path: visits.jsonl}   # the connector's name, and its own terms
+
+Each section is a class below.
 """
 
 from __future__ import annotations
@@ -33,7 +43,7 @@ from cloister_shared.errors import DataRefused
 from cloister_shared.names import SiteName
 from cloister_shared.plan import Mechanism
 from cloister_shared.plan_file import load, parse
-from cloister_shared.terms import Broken, Name, Positive, Slug, Terms
+from cloister_shared.terms import Broken, Code, Name, Positive, Slug, Terms
 
 
 class Converted(Terms):
@@ -41,6 +51,33 @@ class Converted(Terms):
 
     unit: str
     factor: Positive
+
+
+class SeriesFile(Terms):
+    """A file beside the table with one measurement a row: of which record, when, what, and how much.
+
+    ``row`` is the column that names the record, here and in the table. ``hours`` or ``minutes`` is that of the time
+    since the record's start. A channel's name and unit are told as a column's are, by ``columns`` and ``units``.
+    """
+
+    path: str
+    row: str
+    hours: str | None = None
+    minutes: str | None = None
+    name: str
+    value: str
+
+
+class WaveformFiles(Terms):
+    """WFDB records (PhysioNet's format) in a folder, of which each row of the table is a stretch.
+
+    ``record`` is the table's column of the record's name, ``seconds`` that of where in it the stretch begins; a row is
+    of the record's start without it. A channel is a signal of that name, or of the one that ``columns`` gives.
+    """
+
+    path: str
+    record: str
+    seconds: str | None = None
 
 
 class TableFile(Terms):
@@ -51,6 +88,8 @@ class TableFile(Terms):
     units: dict[Name, Annotated[str | Converted, Field(union_mode="left_to_right")]] = Field(
         default_factory=dict[str, "str | Converted"]
     )
+    series: SeriesFile | None = None
+    waveforms: WaveformFiles | None = None
 
 
 class ThirdParty(BaseModel):
@@ -64,6 +103,91 @@ class ThirdParty(BaseModel):
     def terms(self) -> dict[str, object]:
         """What is written beside the name."""
         return dict(self.model_extra or {})
+
+
+class PictureTerms(Terms):
+    """What of DICOM files a hospital allows to be used, inside it. Only pixels are; every switch that is on is logged.
+
+    Files with writing in their pixels are refused whatever is allowed.
+    """
+
+    identified: bool = False
+    """Files that tell who the patient is, as in an archive whose patient ids link pictures with reports."""
+    captures: bool = False
+    """Secondary captures that do not say whether there is writing in them; somebody has looked at them."""
+    private_tags: bool = False
+    """Files with makers' own tags, as every scanner's are. None of them is read."""
+
+
+class DicomWeb(Terms):
+    """The DICOMweb server that ``cloister-site fetch`` fills the archive's folder from."""
+
+    url: Annotated[
+        str, StringConstraints(pattern=r"^(https://[^\s@?#]+|http://(127\.0\.0\.1|localhost)[:/][^\s@?#]*)$")
+    ]
+    """HTTPS; without it on this very machine alone."""
+    modality: tuple[str, ...] = ()
+    """What is fetched; everything, if empty."""
+    token: str | None = None
+    """A file beside site.yaml that holds a bearer token, or ``name:password``."""
+    ca: str | None = None
+    """A file with the certificate of the hospital's own authority."""
+    tries: Annotated[int, Field(ge=1, le=20)] = 6
+    """How often a request is made that the server is too busy for; each waits twice as long as the one before."""
+
+
+class DicomArchive(Terms):
+    """DICOM files, and a table of what was found in them."""
+
+    folder: str
+    """Of the files, and of folders of them."""
+    web: DicomWeb | None = None
+    labels: TableFile
+    """A row for each picture; its column called like ``join``, or as ``columns`` says, tells which."""
+    join: Literal["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "AccessionNumber", "SOPInstanceUID"] = (
+        "AccessionNumber"
+    )
+
+
+class Coded(Terms):
+    """How clinical records differ from the plan, by a feature's name; a channel's is ``series.channel``."""
+
+    codes: dict[Name, tuple[Code, ...]] = Field(default_factory=dict[str, tuple[str, ...]])
+    units: dict[Name, Annotated[str | Converted, Field(union_mode="left_to_right")]] = Field(
+        default_factory=dict[str, "str | Converted"]
+    )
+    """Of values that come without a unit; with a factor, of those in that unit too."""
+
+
+class ExportTerms(Terms):
+    """The FHIR server whose Bulk Data ``$export`` fills the folder."""
+
+    url: Annotated[str, StringConstraints(pattern=r"^https://[^\s@?#]+$")]
+    group: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9\-.]{1,64}$")] | None = None
+    """Its patients alone; without it, all patients."""
+    token: str | None = None
+    """A file beside site.yaml that holds the bearer token."""
+    ca: str | None = None
+    """A file with the certificate of the hospital's own authority."""
+    hours: Positive = 24.0
+    """How long the server may take."""
+
+
+class FhirFolder(Coded):
+    """FHIR R4 from disk."""
+
+    path: str
+    export: ExportTerms | None = None
+
+
+class OmopSource(Coded):
+    """An OMOP common data model, version 5.4."""
+
+    database: Annotated[str, StringConstraints(pattern=r"^(postgresql|sqlite|duckdb):///?\S+$")] | None = None
+    schema_name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*$")] | None = Field(None, alias="schema")
+    vocabulary: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*$")] | None = None
+    """The schema of the vocabulary's tables, where it is another."""
+    folder: str | None = None
 
 
 class PolicyTerms(Terms):
@@ -80,6 +204,10 @@ class PolicyTerms(Terms):
     """Whether it must be kept from the network; without that no study trains here."""
 
 
+SOURCES = ("table", "fhir", "omop", "dicom", "connector")
+"""Sections that say where records are, of which there is one."""
+
+
 class SiteFile(Terms):
     """``site.yaml``: who this hospital is and where its records are. It never leaves the hospital."""
 
@@ -89,8 +217,14 @@ class SiteFile(Terms):
     policy: PolicyTerms = PolicyTerms()
     proxy: Annotated[str, StringConstraints(pattern=r"^http://\S+$")] | None = None
     """Of the agent's connections to the coordinator; its password, if it has one, stays in this file."""
+    pictures: PictureTerms = PictureTerms()
     table: TableFile = TableFile(path="")
+    dicom: DicomArchive | None = None
     connector: ThirdParty | None = None
+    fhir: FhirFolder | None = None
+    omop: OmopSource | None = None
+    opt_outs: str | None = None
+    """A file beside this one with one patient's id a line: none of their records is used."""
 
     @property
     def accepts(self) -> Policy:
@@ -117,9 +251,16 @@ def read_site(site_yaml: Path) -> SiteFile:
 
 
 def _broken(site: SiteFile) -> Iterator[Broken]:
-    """One source of records."""
-    sources = [name for name in ("table", "connector") if name in site.model_fields_set]
+    """One source of records, and one place of it."""
+    sources = [name for name in SOURCES if name in site.model_fields_set]
     if not sources:
-        yield Broken(("table",), "is missing", "Add table: {path: FILE}, or connector in its place.")
+        yield Broken(("table",), "is missing", f"Add table: {{path: FILE}}, or {' or '.join(SOURCES[1:])}.")
     for name in sources[1:]:
         yield Broken((name,), f"stands beside {sources[0]}", "Name one source of records.")
+    series = site.table.series
+    if series and (series.hours is None) == (series.minutes is None):
+        yield Broken(
+            ("table", "series"), "names no column of the time, or two", "Give the column as hours: or as minutes:."
+        )
+    if site.omop and (site.omop.database is None) == (site.omop.folder is None):
+        yield Broken(("omop",), "names not just one place", "Write database: URL or folder: PATH.")

@@ -123,7 +123,7 @@ class Control:
     def enrol(self, request: EnrolRequest, caller: Bearer) -> EnrolReply:
         """Trade an invite for a certificate. Whoever lost the answer may ask again with the same two keys."""
         with self._recorded("enrol", "invite", caller.name):
-            agree(request.version, f"The agent of {caller.name}")
+            agree(request.version, f"the agent of {caller.name}", "the coordinator")
             public = read_request(request.request.encode())
             check_proof(request.proof, request.request, request.identity)
             made = self._consortium.authority.issue(public, Kind.SITE, caller.name, LIFETIME)
@@ -233,7 +233,7 @@ class Control:
         return found
 
     def _greet(self, version: str, caller: Bearer) -> None:
-        agree(version, f"The agent of {caller.name}")
+        agree(version, f"the agent of {caller.name}", "the coordinator")
         self._hospital(caller)
         self._registry.seen(caller.name, "".join(sign if sign.isprintable() else "?" for sign in version[:80]))
 

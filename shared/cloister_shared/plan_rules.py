@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from cloister_shared.plan import FedAdam, FedProx, Krum, Mechanism, Median, Scaffold, StudyPlan, TrimmedMean
-from cloister_shared.schema import Binary, numbers, target_columns
+from cloister_shared.schema import Binary, ImageFeature, numbers, target_columns
 from cloister_shared.schema_rules import broken_schema
+from cloister_shared.tasks.cox import Cox
+from cloister_shared.tasks.synthetic import Synthetic
 from cloister_shared.terms import Broken
 
 _NOISE_UNKNOWN = (Mechanism.NONE, Mechanism.SITE)
@@ -37,6 +39,9 @@ def broken(plan: StudyPlan) -> Iterator[Broken]:
             "is a feature, the target or the patient's id as well",
             "Name a column of its own, or write holdout.",
         )
+    augment = plan.training.augment
+    if augment and (augment.shift or augment.flip) and not any(isinstance(f, ImageFeature) for f in table.features):
+        yield Broken(("training", "augment"), "moves pictures, and the table has none", "Take out shift and flip.")
     if table.target.kind not in plan.task.answers:
         yield Broken(
             ("table", "target", "kind"),
@@ -70,6 +75,12 @@ def _normalisation(plan: StudyPlan) -> Iterator[Broken]:
     if sum(share or 0.0 for share in shares.values()) >= 0.9:
         yield Broken(
             ("statistics", "epsilon_share"), "leaves next to nothing of epsilon for training", "Lower the shares."
+        )
+    if isinstance(plan.task, Synthetic) and terms.method != "plan":
+        yield Broken(
+            ("normalisation", "method"),
+            "changes the bins in which a generator knows numbers",
+            "Write method: plan.",
         )
     if terms.method == "federated" and not numbers(plan.table):
         yield Broken(("normalisation", "method"), "has no number feature to take statistics of", "Write method: plan.")
@@ -133,7 +144,13 @@ def _privacy(plan: StudyPlan) -> Iterator[Broken]:
     elif terms.colluding or terms.epsilon_alone is not None:
         key = "colluding" if terms.colluding else "epsilon_alone"
         yield Broken(("privacy", key), "is a term of mechanism shared", "Take it out, or write mechanism: shared.")
-    if plan.task.mixes_records:
+    if isinstance(plan.task, Cox):
+        yield Broken(
+            ("task", "name"),
+            "has a loss in which all patients at risk share one denominator, so no per-patient clip holds under DP",
+            "Write name: tabular, which learns each period's hazard by itself, or mechanism: none.",
+        )
+    elif plan.task.mixes_records:
         yield Broken(
             ("task", "norm"),
             "mixes rows within a batch and keeps un-noised means, so no per-row clip holds under DP",
@@ -325,7 +342,7 @@ def _personalisation(plan: StudyPlan) -> Iterator[Broken]:
         yield Broken(
             ("personalisation", "local_layers"), "keeps every layer at the hospital", "Leave one to be shared."
         )
-    if task.pretrained and task.mixes_records:
+    if task.pretrained and task.mixes_records and not isinstance(task, Cox):
         yield Broken(
             ("task", "pretrained"),
             "would begin with means of rows that BatchNorm goes on changing, in frozen layers too",

@@ -6,9 +6,11 @@ one for each number, yes/no and category, then the ``blocks``, one for each seri
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import Discriminator, Field, Tag
 
@@ -19,18 +21,38 @@ from cloister_shared.terms import Category, Code, Count, Name, Positive, Terms
 class Window(Terms):
     """Which of a patient's measurements a clinical connector takes: those around an encounter, and what of them.
 
-    Hours are counted from the start of the encounter that the record is of; ``until`` is not within the window.
+    Hours are counted from the start of the encounter that the record is of (of a readmission, from its end); ``until``
+    is not within the window. Without ``take``: the last, and of yes/no whether there was any.
     """
 
     since: float = -8760.0
     until: float = 24.0
-    take: Literal["last", "first", "mean", "min", "max", "count", "any"] = "last"
+    take: Literal["last", "first", "mean", "min", "max", "count", "any"] | None = None
+
+
+class Anchor(Terms):
+    """Of which encounters a clinical connector makes records: one record each. Of a table it says nothing.
+
+    ``ages`` are years at the encounter's start, the upper one not included. ``having``: only encounters with one of
+    these codes within ``window``.
+    """
+
+    encounter: Literal["inpatient", "emergency", "outpatient", "any"] = "inpatient"
+    which: Literal["every", "first", "last"] = "every"
+    """Of a patient's encounters that are left."""
+    ages: tuple[float, float] | None = None
+    having: tuple[Code, ...] = ()
+    window: Window = Window()
 
 
 class _Feature(Terms):
     name: Name
     code: Code | None = None
-    """Meaning in a public vocabulary, such as ``LOINC:2093-3``; what FHIR and OMOP find it by."""
+    """Meaning in a public vocabulary, such as ``LOINC:2093-3``; what FHIR and OMOP find it by.
+
+    ``LOCAL:age`` (years), ``LOCAL:sex`` (male, female, other), ``LOCAL:stay`` (days), ``LOCAL:death`` and
+    ``LOCAL:readmission`` are of the patient and of the encounter.
+    """
     window: Window | None = None
     """For records that are made of dated measurements; of a table it says nothing."""
 
@@ -190,6 +212,8 @@ class Classes(Terms):
     kind: Literal["classes"]
     name: Name
     classes: tuple[Category, ...] = Field(min_length=2)
+    code: Code | None = None
+    window: Window | None = None
 
 
 class Labels(Terms):
@@ -210,19 +234,22 @@ class Quantity(Terms):
     range: tuple[float, float]
     mean: float | None = None
     sd: Positive | None = None
+    code: Code | None = None
+    window: Window | None = None
 
 
 class Survival(Terms):
     """Time to an event. ``name`` is the column of times, ``event`` that of whether it came or was not awaited.
 
     ``cuts`` end the periods in which the event's chance is learned, in the times' unit; after the last of them
-    everyone counts as not awaited.
+    everyone counts as not awaited. From ``code`` a clinical connector makes both columns, in days.
     """
 
     kind: Literal["survival"]
     name: Name
     event: Name
     cuts: tuple[Positive, ...] = Field(min_length=2, max_length=200)
+    code: Code | None = None
 
 
 class Mask(Terms):
@@ -290,6 +317,7 @@ class Schema(Terms):
 
     features: tuple[Feature, ...] = Field(min_length=1)
     target: Target
+    anchor: Anchor = Anchor()
     patient_id: Name | None = None
     """Column that names the patient; without it each row is a patient of its own."""
     duplicates: Literal["refuse", "drop", "allow"] = "refuse"
@@ -335,6 +363,15 @@ class Block:
         return prod(self.shape)
 
 
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def _remembered(function: F) -> F:
+    """Of the last schemas: a vector has thousands of columns, and every message asks for them."""
+    return cast("F", lru_cache(maxsize=64)(function))  # a frozen model can be hashed, which type checkers do not see
+
+
+@_remembered
 def columns(schema: Schema) -> tuple[Column, ...]:
     """The first inputs, in order: each feature's value or categories, then whether it was missing."""
     made: list[Column] = []
@@ -368,6 +405,7 @@ def width(schema: Schema) -> int:
     return len(columns(schema)) + sum(block.size for block in blocks(schema))
 
 
+@_remembered
 def scalars(schema: Schema) -> tuple[NumberFeature | CategoryFeature | BooleanFeature, ...]:
     """The features that are one value each, in order; a vector is so many numbers."""
     made: list[NumberFeature | CategoryFeature | BooleanFeature] = []
@@ -383,6 +421,18 @@ def scalars(schema: Schema) -> tuple[NumberFeature | CategoryFeature | BooleanFe
 def numbers(schema: Schema) -> tuple[NumberFeature, ...]:
     """The features that are centred and scaled, in order."""
     return tuple(feature for feature in scalars(schema) if isinstance(feature, NumberFeature))
+
+
+def vectors(schema: Schema) -> tuple[slice, ...]:
+    """Where among the ``numbers`` each vector's stand."""
+    found: list[slice] = []
+    at = 0
+    for feature in schema.features:
+        many = feature.length if isinstance(feature, VectorFeature) else int(isinstance(feature, NumberFeature))
+        if isinstance(feature, VectorFeature):
+            found.append(slice(at, at + many))
+        at += many
+    return tuple(found)
 
 
 def plan_constants(quantity: NumberFeature | Channel | Quantity) -> tuple[float, float]:

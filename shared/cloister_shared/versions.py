@@ -17,19 +17,24 @@ def spoken() -> str:
     return f"{PROTOCOL[0]}.{PROTOCOL[1]} (cloister {RELEASE})"
 
 
-def agree(theirs: str, who: str) -> None:
-    """Hold what ``who`` stated against this side.
+def agree(theirs: str, who: str, here: str) -> None:
+    """Hold what ``who`` stated against what ``here``, this side, speaks. Either side may read the refusal.
 
     Raises:
         VersionRefused: its major version is another one; says which side to upgrade, and to what.
     """
     stated = theirs.partition(" ")[0].split(".")
     if len(stated) != 2 or not all(part.isdecimal() for part in stated):
-        raise VersionRefused(f"{who} states no protocol version.", mend=f"Upgrade it to cloister {RELEASE}.")
+        raise VersionRefused(f"{_capital(who)} states no protocol version.", mend=f"Upgrade it to cloister {RELEASE}.")
     major = int(stated[0])
     if major == PROTOCOL[0]:
         return
-    older, newer = (who, "this side") if major < PROTOCOL[0] else ("this side", who)
+    older, newer = (who, here) if major < PROTOCOL[0] else (here, who)
     raise VersionRefused(
-        f"{who} speaks protocol {theirs}; this side {spoken()}.", mend=f"Upgrade {older} to the release of {newer}."
+        f"{_capital(who)} speaks protocol {theirs}, and {here} {spoken()}.",
+        mend=f"Upgrade {older} to the release of {newer}.",
     )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -24,7 +24,7 @@ def figures() -> list[Figure]:
         said = said_by(command, LONGEST, allowed=(0, 1))  # 1 where the models differ, which is a figure below
         seconds = time.monotonic() - began
     return [
-        at_most("demo.seconds", seconds, BAR, "{:.0f} s, two studies of 5 hospitals"),
+        at_most("demo.seconds", seconds, BAR, "{:.0f} s, a study of 5 hospitals"),
         at_most("demo.same-model", difference(said), 0.0, "{:.3g} apart from the in-process"),
     ]
 

@@ -27,8 +27,6 @@ SITES, ROUNDS, TIMEOUT, LONGEST = 5, 200, 4.0, 2400.0
 SEED, PAUSE, AWAY = 20261122, (0.0, 8.0), (0.0, 8.0)
 """Of the troubles; and seconds, from and to, between two, and until a hospital that was killed comes back."""
 BAR = 5.0
-EARLY, LATE = slice(15, 25), slice(-10, None)
-"""Rounds whose fewest open files are held against each other: one that is read in mid-request counts too many."""
 
 
 @dataclass
@@ -66,7 +64,7 @@ def figures() -> list[Figure]:
             for name, octets in seen.memory.items()
         ),
         *(
-            at_most(f"soak.files.{name}", min(counts[LATE]), min(counts[EARLY]), "{:.0f} open at the end")
+            at_most(f"soak.files.{name}", *fewest(counts), "{:.0f} open in the last quarter")
             for name, counts in seen.files.items()
         ),
         at_most("soak.temp", len(seen.left), 0, "{:.0f} files left behind"),
@@ -77,6 +75,12 @@ def growth(octets: Sequence[float]) -> float:
     """By how many per cent the mean of the last quarter is above that of the second."""
     quarter = len(octets) // 4
     return 100 * (statistics.mean(octets[-quarter:]) / statistics.mean(octets[quarter : 2 * quarter]) - 1)
+
+
+def fewest(counts: Sequence[int]) -> tuple[int, int]:
+    """Open files in the last quarter and in the second: the fewest, for one that is read in mid-request has more."""
+    quarter = len(counts) // 4
+    return min(counts[-quarter:]), min(counts[quarter : 2 * quarter])
 
 
 def soaked() -> Soaked:

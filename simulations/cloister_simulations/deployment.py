@@ -88,9 +88,9 @@ class Consortium:
             "init", str(self.home), "--name", name, "--host", "127.0.0.1", *ports, "--pages-port", str(pages)
         )
 
-    def start(self) -> None:
-        """Start the coordinator and wait until all its ports answer."""
-        self._spawn("coordinator", "cloister_server.cli", ("start", str(self.home)))
+    def start(self, environment: Mapping[str, str] | None = None) -> None:
+        """Start the coordinator and wait until all its ports answer; ``environment`` is added to this process's."""
+        self._spawn("coordinator", "cloister_server.cli", ("start", str(self.home)), environment)
         settings = read_settings(self.home)
         for address in (settings.rounds, settings.control, settings.admin, settings.pages):
             until(partial(_answers, split(address)), 30, f"the coordinator answers on {address}")
@@ -124,8 +124,8 @@ class Consortium:
         self.site(name, "approve", study, "--officer", OFFICER, "--key", str(self.key(name)), "--yes")
 
     def everywhere(self, work: Callable[[str], Made]) -> list[Made]:
-        """The same at all hospitals, some at once."""
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        """The same at all hospitals, at once."""
+        with ThreadPoolExecutor(len(self.sites)) as pool:
             return list(pool.map(work, self.sites))
 
     def submit(self, plan: StudyPlan) -> None:

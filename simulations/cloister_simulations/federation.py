@@ -27,9 +27,10 @@ from cloister_client.train import train
 from cloister_server.app import Finished, server_app
 from cloister_server.statistics import Seen, cohort_view
 from cloister_server.store import RoundRecord, Store
+from cloister_server.strategies import averaged
 from cloister_shared import budget, durable
 from cloister_shared.errors import DataRefused, WeightsBroken
-from cloister_shared.layout import PRETRAINED, initial_model
+from cloister_shared.layout import PRETRAINED, gathered, initial_model, layout_of
 from cloister_shared.objective import objective_of
 from cloister_shared.outcomes.binary import reliability
 from cloister_shared.outcomes.judging import Estimate, judge
@@ -310,11 +311,19 @@ def _train_here(
 
     ``public`` is the folder of the public weights, if the plan names some.
     """
-    network = Network(initial_model(plan, public), objective_of(plan))
+    model = initial_model(plan, public)
+    layout = layout_of(plan, model)
+    vector = gathered(model, layout.shared + layout.local)
+    network = Network(model, objective_of(plan), vector)
+    average: NDArray[np.float32] | None = None
     generator = torch.Generator().manual_seed(plan.seed)
     mechanism = plain(network, rows, batch, generator)
     curve: list[dict[str, float]] = []
     for number in range(plan.rounds + 1):
+        if number and plan.averaging:  # as the coordinator does
+            average = averaged(average, vector, number, plan.averaging.decay)
+            if number == plan.rounds:
+                vector[:] = average
         found = _mean_metrics(plan, (at_a_glance(network, test, plan.evaluation) for test in tests.values()))
         curve.append({"round": number, **found})
         notice(arm, plan.seed, number, found)

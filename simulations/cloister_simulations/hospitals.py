@@ -5,7 +5,14 @@ connector. Every source is deterministic: the same terms give the same bytes.
 
     breast-cancer   comes with scikit-learn, split here      heart-disease   four real hospitals
     generated-ehr   drawn here from a known risk             readmission     real encounters, proxy hospitals
-    tables          your own
+    censored-ehr    drawn from a known hazard                eicu            real stays, networks of real hospitals
+    trial           drawn with a known effect                multimodal-ehr  drawn: pictures, notes and a table
+    generated-stays drawn here, with vitals over time        physionet2012   real stays, proxy hospitals
+    tables          your own                                 eicu-vitals     groups of real hospitals
+                                                             ecg             one real recording, proxy hospitals
+    pneumonia       real X-rays, proxy hospitals             phantoms        drawn here, with their lesions
+    dicom-folder    archives, drawn here                     tables          your own
+    clinical-forms  FHIR, OMOP and a table, drawn    tables          your own
 """
 
 from __future__ import annotations
@@ -23,6 +30,21 @@ from pydantic import BaseModel, ConfigDict, Field
 from cloister_shared.errors import DataRefused
 from cloister_simulations.generated import GeneratedEhr, generated_ehr
 from cloister_simulations.site_folder import Hospital, apportion, invented_names, write
+from cloister_simulations.sources.censored import CensoredEhr, censored_ehr
+from cloister_simulations.sources.clinical_forms import ClinicalForms, write_forms
+from cloister_simulations.sources.dicom_folder import DicomFolder, dicom_folder
+from cloister_simulations.sources.ecg import Ecg, ecg
+from cloister_simulations.sources.eicu import EicuDemo, eicu
+from cloister_simulations.sources.eicu_vitals import EicuVitals, eicu_vitals
+from cloister_simulations.sources.generated_stays import GeneratedStays, generated_stays
+from cloister_simulations.sources.genomics import Expression, Genotypes, expression, genotypes
+from cloister_simulations.sources.molecules import Molecules, molecules
+from cloister_simulations.sources.multimodal import MultimodalEhr, multimodal_ehr
+from cloister_simulations.sources.notes import ClinicalNotes, clinical_notes
+from cloister_simulations.sources.phantoms import Phantoms, phantoms
+from cloister_simulations.sources.physionet import PhysioNet, physionet
+from cloister_simulations.sources.pneumonia import Pneumonia, pneumonia
+from cloister_simulations.sources.trial import Trial, trial
 
 Seed = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -70,7 +92,30 @@ class Tables(_Terms):
     sites: tuple[str, ...] = Field(min_length=2)
 
 
-Source = Annotated[BreastCancer | HeartDisease | Readmission | GeneratedEhr | Tables, Field(discriminator="source")]
+Source = Annotated[
+    BreastCancer
+    | HeartDisease
+    | Readmission
+    | GeneratedEhr
+    | CensoredEhr
+    | EicuDemo
+    | MultimodalEhr
+    | Trial
+    | GeneratedStays
+    | PhysioNet
+    | EicuVitals
+    | Ecg
+    | Pneumonia
+    | Phantoms
+    | DicomFolder
+    | ClinicalNotes
+    | Molecules
+    | Expression
+    | Genotypes
+    | ClinicalForms
+    | Tables,
+    Field(discriminator="source"),
+]
 
 
 # --- on disk -----------------------------------------------------------------------------------------------
@@ -86,6 +131,8 @@ def build(source: Source, folder: Path) -> list[Path]:
     match source:
         case Tables(sites=sites):
             return [Path(site) for site in sites]
+        case ClinicalForms():
+            return write_forms(source, folder)
         case BreastCancer():
             hospitals, suffix = _breast_cancer(source), "csv"
         case HeartDisease():
@@ -94,6 +141,36 @@ def build(source: Source, folder: Path) -> list[Path]:
             hospitals, suffix = _readmission(source), "parquet"
         case GeneratedEhr():
             hospitals, suffix = generated_ehr(source), "csv"
+        case CensoredEhr():
+            hospitals, suffix = censored_ehr(source), "csv"
+        case EicuDemo():
+            hospitals, suffix = eicu(source), "csv"
+        case MultimodalEhr():
+            hospitals, suffix = multimodal_ehr(source, folder), "csv"
+        case Trial():
+            hospitals, suffix = trial(source), "csv"
+        case GeneratedStays():
+            hospitals, suffix = generated_stays(source), "csv"
+        case PhysioNet():
+            hospitals, suffix = physionet(source, data_folder("physionet2012")), "parquet"
+        case EicuVitals():
+            hospitals, suffix = eicu_vitals(source, data_folder("eicu_demo")), "parquet"
+        case Ecg():
+            hospitals, suffix = ecg(source, data_folder("wfdb_samples")), "csv"
+        case Pneumonia():
+            hospitals, suffix = pneumonia(source, data_folder("pneumoniamnist_subset")), "csv"
+        case Phantoms():
+            hospitals, suffix = phantoms(source), "csv"
+        case DicomFolder():
+            hospitals, suffix = dicom_folder(source), "csv"
+        case ClinicalNotes():
+            hospitals, suffix = clinical_notes(source), "parquet"
+        case Molecules():
+            hospitals, suffix = molecules(source), "csv"
+        case Expression():
+            hospitals, suffix = expression(source), "parquet"
+        case Genotypes():
+            hospitals, suffix = genotypes(source), "parquet"
     return sorted(write(hospital, folder / hospital.site, f"table.{suffix}") for hospital in hospitals)
 
 

@@ -46,6 +46,10 @@ SOURCES = {
     "readmission": "Published encounters that name no hospital: each site here is a way into a hospital"
     " (admission source) that stands in for one. No figure here speaks for a real hospital.",
     "tables": "The hospitals' own tables, as the scenario names them.",
+    "eicu": "Published stays of 116 real hospitals; hospitals of one region and size stand together as one network.",
+    "censored-ehr": "Invented patients at invented hospitals. No figure here speaks for real ones.",
+    "trial": "Invented patients at invented hospitals. No figure here speaks for real ones.",
+    "multimodal-ehr": "Invented patients at invented hospitals. No figure here speaks for real ones.",
     "generated-ehr": "Invented patients at invented hospitals. No figure here speaks for real ones.",
 }
 """Whose records they are, by the scenario's source."""

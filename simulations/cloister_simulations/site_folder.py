@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cloister_client.ceilings import officers_of, pin_officer
 from cloister_client.ledger import Ledger
+from cloister_client.site_file import SeriesFile, WaveformFiles
 from cloister_shared.envelope import new_identity, read_identity, save_roster
 from cloister_shared.plan import Mechanism, StudyPlan
 
@@ -29,23 +30,44 @@ class Hospital:
     """A feature's name in the plan: its column in ``table``, where they differ."""
     units: Units = field(default_factory=dict)
     """A feature's name in the plan: the unit of its column, where it is not the plan's."""
+    series: pd.DataFrame | None = None
+    """One measurement a row, which ``measured`` names the columns of."""
+    measured: SeriesFile | WaveformFiles | None = None
+    """What stands beside the table: ``series``, or recordings among the ``files``."""
+    files: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
+    """What else is in the hospital's folder, by path: pictures that its cells name, recordings."""
+    sections: Mapping[str, object] = field(default_factory=dict[str, object])
+    """Sections of ``site.yaml`` that take the place of ``table``: another connector's."""
 
 
 def write(hospital: Hospital, folder: Path, table: str) -> Path:
     """Write the table (CSV or Parquet, by its name) and the ``site.yaml`` beside it; the path of the latter."""
     folder.mkdir(parents=True, exist_ok=True)
-    if table.endswith(".parquet"):
-        hospital.table.to_parquet(folder / table, index=False)
-    else:
-        hospital.table.to_csv(folder / table, index=False, lineterminator="\n")
+    if not hospital.sections:
+        _save(hospital.table, folder / table)
+    if hospital.series is not None and isinstance(hospital.measured, SeriesFile):
+        _save(hospital.series, folder / hospital.measured.path)
     differs = {"columns": hospital.columns, "units": hospital.units}
-    described = {"path": table} | {key: value for key, value in differs.items() if value}
+    described: dict[str, object] = {"path": table, **{key: value for key, value in differs.items() if value}}
+    if hospital.measured:
+        key = "series" if isinstance(hospital.measured, SeriesFile) else "waveforms"
+        described[key] = hospital.measured.model_dump(exclude_none=True)
+    for path, content in hospital.files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
     site_yaml = folder / "site.yaml"
     # The arms without privacy, against which the others are held, need a hospital that accepts them.
     policy = {"mechanisms": [mechanism.value for mechanism in Mechanism]}
-    terms = {"site": hospital.site, "policy": policy, "table": described}
+    terms = {"site": hospital.site, "policy": policy, **(hospital.sections or {"table": described})}
     site_yaml.write_text(yaml.safe_dump(terms, sort_keys=False), encoding="utf-8", newline="\n")
     return site_yaml
+
+
+def _save(table: pd.DataFrame, path: Path) -> None:
+    if path.suffix == ".parquet":
+        table.to_parquet(path, index=False)
+    else:
+        table.to_csv(path, index=False, lineterminator="\n")
 
 
 def invented_names(count: int) -> list[str]:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloister_client.connectors.connector import open_records
-from cloister_client.connectors.table import MISSING
+from cloister_client.connectors.flat_file import MISSING
 from cloister_client.dataset import Dataset, load_dataset, normalised
 from cloister_client.site_file import read_site
 from cloister_shared.errors import DataRefused, PlanRefused

@@ -21,6 +21,8 @@ BINARY: Outcome = outcome_of(
         '{"features": [{"name": "a", "kind": "boolean"}], "target": {"name": "b", "positive": 1, "negative": 0}}'
     )
 )
+assert BINARY.dense
+DENSE = BINARY.dense
 OBJECTIVE = Objective(binary, BINARY)
 
 TIED = nn.Linear(3, 3)
@@ -114,7 +116,6 @@ def test_layers_that_stand_still_are_left_to_torch(frozen):
     model, (x, y) = dense([3, 4, 1]), drawn(8, 3, seed=2)
     model[frozen].requires_grad_(False)
     trained = [part for part in model.parameters() if part.requires_grad]
-    assert BINARY.dense  # so that nothing but the frozen layer keeps it from the dense way
     network = Network(model, OBJECTIVE)
     assert list(network.parameters) == trained
     network.backward(x.numpy(), y.numpy())
@@ -145,14 +146,14 @@ def test_slope_is_the_losss_derivative():
     said = torch.linspace(-200, 200, 41).unsqueeze(1).requires_grad_()
     target = (torch.arange(41) % 2).float()
     (theirs,) = torch.autograd.grad(binary(said, target), said)
-    found = BINARY.dense.slope(said.detach().numpy(), target.numpy())
+    found = DENSE.slope(said.detach().numpy(), target.numpy())
     torch.testing.assert_close(torch.from_numpy(found), theirs)
 
 
 def test_cost_is_the_loss():
     said = torch.linspace(-200, 200, 41).unsqueeze(1)
     target = (torch.arange(41) % 2).float()
-    assert BINARY.dense.cost(said.numpy(), target.numpy()) == pytest.approx(float(binary(said, target)), rel=1e-6)
+    assert DENSE.cost(said.numpy(), target.numpy()) == pytest.approx(float(binary(said, target)), rel=1e-6)
 
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])

@@ -301,7 +301,7 @@ def test_another_major_version_is_told_what_to_upgrade(world):
     said = world.refused(
         world.site(oak).Hello, HelloRequest(version="2.0 (cloister 9.9)"), grpc.StatusCode.FAILED_PRECONDITION
     )
-    assert "Upgrade this side" in said
+    assert "Upgrade the coordinator to the release of the agent of" in said
     assert world.consortium.registry.hospital("Oak").version == ""
     assert world.site(oak).Hello(HelloRequest(version="1.7 (cloister 9.9)"), timeout=20).site == "Oak"
 

@@ -406,7 +406,7 @@ def test_an_agent_of_another_version_is_told_what_to_upgrade(rounds):
     with pytest.raises(httpx.HTTPStatusError) as refused:
         hospital.wait()
     assert refused.value.response.status_code == 426
-    assert "Upgrade this side" in refused.value.response.text
+    assert "Upgrade the coordinator to the release of the agent of" in refused.value.response.text
 
 
 def test_every_answer_says_what_time_it_is(rounds):

@@ -65,6 +65,7 @@ def test_a_family_that_breaks_is_a_figure_missed(suite):
     assert "ModuleNotFoundError" in figure.measured
 
 
+@pytest.mark.slow
 def test_json_from_the_command_line():
     command = [sys.executable, str(BENCHMARKS / "study.py"), "--json", "--only", "epsilon"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

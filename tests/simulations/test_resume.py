@@ -101,7 +101,9 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["private", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind != "private")]
+)
 def test_killed_at_every_write(small, folder, kind):
     arm = next(arm for arm in arms_of(small) if arm.kind == ("private" if kind == "private" else "federated"))
     changes = KINDS[kind]

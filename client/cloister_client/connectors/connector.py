@@ -49,8 +49,9 @@ class Connector(Protocol):
         """The plan's columns under the plan's names, one row a record; the index is the row's number, from 1.
 
         A cell is the hospital's own spelling of a value, or None. Of a series it is an array [k, 3] of hours, the
-        channel's number and the value in the plan's unit; of an image a path seen from ``folder``, or an array
-        [channels, *size] of the picture's own size; of a text, a molecule and everything else what is written there.
+        channel's number and the value in the plan's unit; of an image a path seen from ``folder``, a tuple of the
+        paths of one volume's slices, or an array [channels, *size] of the picture's own size; of a text, a molecule
+        and everything else what is written there.
 
         ``also`` names further columns, such as the split.
 
@@ -86,6 +87,18 @@ def open_records(site_yaml: Path) -> Connector:
     site, folder = read_site(site_yaml), site_yaml.parent
     if site.connector:
         return _installed(site.connector.name)(site, folder)
+    if site.fhir:
+        from cloister_client.connectors.fhir import FhirConnector
+
+        return FhirConnector(site, folder)
+    if site.omop:
+        from cloister_client.connectors.omop import OmopConnector
+
+        return OmopConnector(site, folder)
+    if site.dicom:
+        from cloister_client.connectors.dicom import DicomConnector
+
+        return DicomConnector(site, folder)
     from cloister_client.connectors.table import TableConnector
 
     return TableConnector(site, folder)

@@ -1,28 +1,36 @@
-"""Connector ``table``: one CSV or Parquet file of the hospital.
+"""Connector ``table``: one CSV or Parquet file of the hospital, and what series it has beside it.
 
 Values keep the hospital's spelling until ``dataset`` checks them; only units are known here.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from numpy.typing import NDArray
+
+from cloister_client.connectors.flat_file import read_file
+from cloister_client.connectors.measurements import read_measurements
+from cloister_client.connectors.waveforms import stretches
 from cloister_client.site_file import Converted, SiteFile
+from cloister_client.units import factor
 from cloister_shared.errors import DataRefused
-from cloister_shared.schema import Schema, numbers, target_columns
+from cloister_shared.schema import (
+    Channel,
+    NumberFeature,
+    Schema,
+    SeriesFeature,
+    Shaped,
+    numbers,
+    scalars,
+    target_columns,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pint
-
-MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "?")
-"""Spellings of a missing value in a CSV."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ class TableConnector:
         Raises:
             DataRefused: the file is missing or is neither CSV nor Parquet.
         """
-        return tuple(str(column) for column in self._read(rows=0).columns)
+        return tuple(str(column) for column in read_file(self.path, self.site.site, "table.path", rows=0).columns)
 
     def rows(self, schema: Schema, also: tuple[str, ...] = ()) -> pd.DataFrame:
         """The plan's columns under the plan's names; the index is the row number, from 1 after the header.
@@ -58,26 +66,54 @@ class TableConnector:
         Raises:
             DataRefused: the file or a column is missing, or a name in ``site.yaml`` is not in the plan.
         """
-        wanted = [feature.name for feature in schema.features]
+        table, series = self.site.table, [f for f in schema.features if isinstance(f, SeriesFeature)]
+        wanted = [feature.name for feature in scalars(schema)]
+        wanted += [f.name for f in schema.features if isinstance(f, Shaped) and not isinstance(f, SeriesFeature)]
         wanted += [name for name in (*target_columns(schema.target), schema.patient_id, *also) if name]
-        table = self.site.table
+        channels = [channel.name for feature in series for channel in feature.channels]
         for name in (*table.columns, *table.units):
-            if name not in wanted:
+            if name not in wanted and name not in channels:
                 raise DataRefused(
                     f"site.yaml of {self.site.site} speaks of {name}, which the plan does not.",
                     mend="Use the plan's names on the left side of columns and units.",
                 )
-        frame = self._read()
+        whole = read_file(self.path, self.site.site, "table.path")
         names = {name: table.columns.get(name, name) for name in wanted}
-        absent = [column for column in names.values() if column not in frame.columns]
+        absent = [column for column in (*names.values(), *self._keys(series)) if column not in whole.columns]
         if absent:
             raise DataRefused(
                 f"{self.path.name} of {self.site.site} has no column {', '.join(absent)}.",
                 mend="Map it in site.yaml under table.columns, or correct the file's header.",
             )
-        frame = frame[list(names.values())].set_axis(list(names), axis=1)
+        frame = whole[list(names.values())].set_axis(list(names), axis=1)
+        if series:
+            frame = frame.assign(**self._series(series, whole, self.factors(schema)))
         frame.index = frame.index + 1
         return frame
+
+    def _keys(self, series: Sequence[SeriesFeature]) -> Iterator[str]:
+        """Columns of the table that say whose the measurements are."""
+        table = self.site.table
+        if series and table.series:
+            yield table.series.row
+        if series and table.waveforms:
+            yield from filter(None, (table.waveforms.record, table.waveforms.seconds))
+
+    def _series(
+        self, series: Sequence[SeriesFeature], whole: pd.DataFrame, factors: dict[str, tuple[float, float]]
+    ) -> dict[str, NDArray[Any]]:
+        """The cells of each series, from the file or the recordings beside the table."""
+        table, site = self.site.table, self.site.site
+        if table.series:
+            read = read_measurements(table.series, whole[table.series.row], site, self.folder)
+            return {feature.name: read.cells(feature, len(whole), table.columns, factors) for feature in series}
+        if table.waveforms:
+            terms, folder = table.waveforms, self.folder
+            return {f.name: stretches(terms, f, whole, table.columns, site, folder) for f in series}
+        raise DataRefused(
+            f"The plan wants the series {series[0].name}, and site.yaml of {site} names no file of measurements.",
+            mend="Add table.series with the columns of a file that has one measurement a row, or table.waveforms.",
+        )
 
     def count(self) -> int:
         """How many rows the file has.
@@ -85,16 +121,27 @@ class TableConnector:
         Raises:
             DataRefused: it cannot be read as a table.
         """
-        return len(self._read())
+        return len(read_file(self.path, self.site.site, "table.path"))
+
+    def frame(self) -> pd.DataFrame:
+        """The whole file, under its own names.
+
+        Raises:
+            DataRefused: it cannot be read as a table.
+        """
+        return read_file(self.path, self.site.site, "table.path")
 
     def factors(self, schema: Schema) -> dict[str, tuple[float, float]]:
-        """For each number feature whose unit differs here: multiply, then add, to reach the plan's unit.
+        """For each number or channel whose unit differs here: multiply, then add, to reach the plan's unit.
 
         Raises:
             DataRefused: a unit is not known, or does not measure the same thing.
         """
         found: dict[str, tuple[float, float]] = {}
-        features = {feature.name: feature for feature in numbers(schema)}
+        features: dict[str, NumberFeature | Channel] = {feature.name: feature for feature in numbers(schema)}
+        for feature in schema.features:
+            if isinstance(feature, SeriesFeature):
+                features.update((channel.name, channel) for channel in feature.channels)
         for name, given in self.site.table.units.items():
             if name not in features:
                 raise DataRefused(
@@ -105,94 +152,13 @@ class TableConnector:
                 found[name] = (given.factor, 0.0)
                 continue
             wanted = features[name].unit or ""
-            try:
-                zero, one = (_units().Quantity(value, given).to(wanted).magnitude for value in (0.0, 1.0))
-                found[name] = (one - zero, zero)
-            except Exception:  # pint reads a unit with Python's tokenizer, and raises whatever that meets
+            reached = factor(given, wanted)
+            if reached is None:
                 raise DataRefused(
                     f"site.yaml of {self.site.site}: {name} is in {given}, which cannot become"
                     f" {wanted or 'a bare number'}.",
                     mend=f"Correct the unit, or write {name}: {{unit: {given}, factor: NUMBER}}, with value * factor in"
                     f" {wanted or 'the scale of the plan'}.",
-                ) from None
+                )
+            found[name] = reached
         return found
-
-    def _read(self, rows: int | None = None) -> pd.DataFrame:
-        import pandas as pd
-
-        where = f"{self.site.site}: {self.path.name}"
-        try:
-            if self.path.suffix in (".parquet", ".pq"):
-                frame = pd.read_parquet(self.path)
-                return frame.head(rows) if rows is not None else frame.reset_index(drop=True)
-            if self.path.suffix in (".csv", ".gz"):
-                _check_shape(self.path, where)
-                return pd.read_csv(
-                    self.path,
-                    dtype=str,
-                    keep_default_na=False,
-                    na_values=list(MISSING),
-                    nrows=rows,
-                    skipinitialspace=True,
-                )
-        except FileNotFoundError:
-            raise DataRefused(
-                f"{where} is not there.", mend="Correct table.path in site.yaml; it is read beside that file."
-            ) from None
-        except UnicodeDecodeError:
-            raise DataRefused(f"{where} is not UTF-8 text.", mend="Export it as CSV in UTF-8.") from None
-        except (ValueError, OSError, EOFError, zlib.error) as error:
-            # pandas' and pyarrow's messages may quote a cell, so only the kind of fault is repeated.
-            raise DataRefused(
-                f"{where} cannot be read as a table ({type(error).__name__}).",
-                mend="Name a file of the kind that its ending says, or export it again.",
-            ) from None
-        raise DataRefused(
-            f"{where} is neither CSV nor Parquet.", mend="Name a file that ends in .csv, .csv.gz or .parquet."
-        )
-
-
-@cache
-def _units() -> pint.UnitRegistry[Any]:
-    """Every unit that pint knows; half a second to read in."""
-    import pint
-
-    return pint.UnitRegistry(cache_folder=None)
-
-
-def _check_shape(path: Path, where: str) -> None:
-    """Refuse a CSV whose rows and header differ in length: pandas would move or pad cells without a word.
-
-    Raises:
-        DataRefused: names the first such row, or the column that stands there twice.
-    """
-    number = 0
-    with (
-        gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-        if path.suffix == ".gz"
-        else path.open(encoding="utf-8-sig", newline="") as file
-    ):
-        rows = (row for row in csv.reader(file, skipinitialspace=True, strict=True) if row not in ([], [""]))
-        try:
-            header = next(rows, [])
-            if len(header) < 2:
-                raise DataRefused(
-                    f"{where} has {len(header) or 'no'} column{'' if len(header) == 1 else 's'}.",
-                    mend="Export it as CSV with a header, and commas between the cells.",
-                )
-            # Not the name: where the header was forgotten, this is a patient's row.
-            if twice := [at for at, name in enumerate(header, start=1) if name and header.count(name) > 1]:
-                raise DataRefused(
-                    f"{where} has one name for columns {', '.join(map(str, twice))}.", mend="Correct the file's header."
-                )
-            for number, row in enumerate(rows, start=1):
-                if len(row) != len(header):
-                    raise DataRefused(
-                        f"{where}: row {number} has {len(row)} cells, and the header has {len(header)}.",
-                        mend="Every row needs as many cells as the header; a cell that holds a comma stands in quotes.",
-                    )
-        except csv.Error as error:
-            raise DataRefused(
-                f"{where}: row {number + 1} is not CSV: {error}.",
-                mend="Close every quote; write a quote in a cell twice.",
-            ) from None

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from cloister_client.encoders import image
 from cloister_client.encoders.scalars import boolean, quantity, word, words
 from cloister_client.quality import ColumnReport, QualityReport, note
+from cloister_client.site_file import PictureTerms
 from cloister_shared.schema import (
     Binary,
     Classes,
@@ -21,7 +22,9 @@ from cloister_shared.schema import (
     Mask,
     Quantity,
     Schema,
+    SeriesFeature,
     Survival,
+    blocks,
     plan_constants,
 )
 
@@ -31,7 +34,13 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 
-def outcomes(frame: pd.DataFrame, schema: Schema, folder: Path, report: QualityReport) -> Array:
+def outcomes(
+    frame: pd.DataFrame,
+    schema: Schema,
+    folder: Path,
+    report: QualityReport,
+    allowed: PictureTerms = image.NONE_ALLOWED,
+) -> Array:
     """[n] or [n, k], NaN where there is none, which is a bad row. Of ``itself`` the alarms alone."""
     target = schema.target
     match target:
@@ -73,13 +82,26 @@ def outcomes(frame: pd.DataFrame, schema: Schema, folder: Path, report: QualityR
         case Mask(of=picture):
             column, raw, gaps = _column(frame, target.name, report)
             drawn = next(f for f in schema.features if isinstance(f, ImageFeature) and f.name == picture)
-            return image.masks(drawn, raw.to_numpy(), gaps, folder, column)
+            return image.masks(drawn, raw.to_numpy(), gaps, folder, column, allowed, frame[picture].to_numpy())
         case Itself(alarm=alarm):
             if alarm is None:
                 return np.full(len(frame), np.nan)
             column = ColumnReport(alarm)
             report.columns.append(column)
             return boolean(frame[alarm], frame[alarm].isna().to_numpy(), column)
+
+
+def itself(x: NDArray[np.float32], schema: Schema) -> NDArray[np.float32]:
+    """What a model of what is usual is held against: the inputs, NaN where a series was not measured, and its masks."""
+    said = x.copy()
+    for block in blocks(schema):
+        if isinstance(block.feature, SeriesFeature):
+            grid = said[:, block.start : block.start + block.size].reshape(len(x), *block.shape)
+            values, taken = np.split(grid, 2, axis=2)
+            values[taken == 0] = np.nan
+            taken[:] = np.nan
+            said[:, block.start : block.start + block.size] = grid.reshape(len(x), -1)
+    return said
 
 
 def in_periods(time: Array, came: Array, cuts: tuple[float, ...]) -> Array:

@@ -24,13 +24,14 @@ def encode(feature: SeriesFeature, cells: NDArray[Any], report: ColumnReport) ->
     empty = np.zeros(len(cells), bool)
     for row, cell in enumerate(cells):
         events = np.zeros((0, 3)) if cell is None or not isinstance(cell, np.ndarray) else cell
+        events = events[np.lexsort(events.T)]  # a sum's last bit shall not depend on the order of a file
         step, channel = np.floor(events[:, 0] / feature.step_hours), events[:, 1].astype(np.int64)
         value = events[:, 2]
         with np.errstate(invalid="ignore"):
             kept = (step >= 0) & (step < steps) & (value >= low[channel]) & (value <= high[channel])
         at = step[kept].astype(np.int64) * channels + channel[kept]
         counts = np.bincount(at, minlength=steps * channels).reshape(steps, channels)
-        sums = np.bincount(at, weights=value[kept], minlength=steps * channels).reshape(steps, channels)
+        sums = np.bincount(at, weights=value[kept], minlength=steps * channels).reshape(steps, channels).astype(float)
         known = counts > 0
         mean = np.divide(sums, counts, out=np.zeros_like(sums), where=known)
         x[row, :, :channels] = np.where(known, (mean - centre) / scale, 0.0)

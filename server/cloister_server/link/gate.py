@@ -100,7 +100,7 @@ class Gate:
             raise Refused(404, "There is nothing here.")
         headers = dict(scope["headers"])
         try:
-            agree(headers.get(PROTOCOL, b"").decode("ascii", "replace"), who.name)
+            agree(headers.get(PROTOCOL, b"").decode("ascii", "replace"), f"the agent of {who.name}", "the coordinator")
         except VersionRefused as refused:
             raise Refused(426, str(refused)) from None
         if self._open[who.name] >= AT_ONCE:

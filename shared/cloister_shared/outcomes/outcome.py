@@ -108,15 +108,16 @@ def outcome_of(schema: Schema, threshold: float = 0.5) -> Outcome:
 
             return Outcome("rmse", quantity.METRICS, in_units, quantity.enough, rises=False)
         case Survival(cuts=cuts):
-            return Outcome("c_index", survival.metrics(len(cuts)), survival.seen, survival.enough)
+            return Outcome("c_index", survival.metrics(cuts), survival.seen(len(cuts)), survival.enough)
         case Mask(of=picture):
             block = next(block for block in blocks(schema) if block.feature.name == picture)
             return Outcome("dice", mask.METRICS, mask.seen(block.shape[1:]), mask.enough)
         case Itself(alarm=alarm):
             metrics = itself.METRICS if alarm else itself.WITHOUT_ALARMS
             return Outcome("auroc" if alarm else "error", metrics, itself.seen, itself.enough, rises=bool(alarm))
-        case Effect(larger_is_better=rises):
-            return Outcome("policy_value", effect.metrics(rises), effect.seen, effect.enough, rises=rises)
+        case Effect(larger_is_better=rises, range=(low, high)):
+            reading = effect.seen((low + high) / 2, (high - low) / 4)
+            return Outcome("policy_value", effect.metrics(rises), reading, effect.enough, rises=rises)
 
 
 def cells(target: Target) -> tuple[str, ...]:

@@ -18,8 +18,8 @@ def chances(output: Logits, y: NDArray[np.float32]) -> tuple[Array, Array]:
     logits = logits - logits.max(axis=1, keepdims=True)
     powers = np.exp(logits)
     p = powers / powers.sum(axis=1, keepdims=True)
-    known: Array = np.where(np.isnan(p).any(axis=1, keepdims=True), 1 / p.shape[1], p)
-    return y.astype(np.float64), known
+    p[np.isnan(p).any(axis=1)] = 1 / p.shape[1]
+    return y.astype(np.float64), p
 
 
 def enough_classes(y: Array, least: int) -> bool:

@@ -6,18 +6,30 @@ Prediction is float [n, periods]: the chance to outlive each period.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from cloister_shared.outcomes.binary import sigmoid
 from cloister_shared.outcomes.judging import Array, Matrix, Metric, Vector, mean_of, ratio
 
+ROWS = 512
+"""Patients who are compared with all others at a time: memory, and no result."""
 
-def seen(output: NDArray[np.float32], y: NDArray[np.float32]) -> tuple[Array, Array]:
-    """Survival curves from the logits of hazards [n, periods]; what is no number counts as a coin."""
-    hazards = sigmoid(output.astype(np.float64))
-    outlived: Array = np.cumprod(1 - np.where(np.isnan(hazards), 0.5, hazards), axis=1, dtype=np.float64)
-    return y.astype(np.float64), outlived
+RAREST = 0.05
+"""A chance to be awaited below this counts as this: beyond it one patient would weigh more than twenty."""
+
+
+def seen(periods: int) -> Callable[[NDArray[np.float32], NDArray[np.float32]], tuple[Array, Array]]:
+    """Survival curves from the first ``periods`` outputs, logits of hazards; what is no number counts as a coin."""
+
+    def curves(output: NDArray[np.float32], y: NDArray[np.float32]) -> tuple[Array, Array]:
+        hazards = sigmoid(output[:, :periods].astype(np.float64))
+        outlived: Array = np.cumprod(1 - np.where(np.isnan(hazards), 0.5, hazards), axis=1, dtype=np.float64)
+        return y.astype(np.float64), outlived
+
+    return curves
 
 
 def enough(y: Array, least: int) -> bool:
@@ -32,41 +44,54 @@ def c_index(y: Array, p: Array, weights: Matrix) -> Vector:
     Harrell et al. 1982, with the expected number of periods outlived as the prediction; ties count half.
     """
     time, came, outlived = y[:, 2], y[:, 1] > 0, p.sum(axis=1)
-    comparable = (came[:, None] & ((time[:, None] < time) | ((time[:, None] == time) & ~came))).astype(np.float64)
-    right = comparable * ((outlived[:, None] < outlived) + 0.5 * (outlived[:, None] == outlived))
-    return ratio(*(np.einsum("bj,bj->b", weights @ pairs, weights) for pairs in (right, comparable)))
+    right, comparable = np.zeros((2, len(weights)))
+    for own in np.array_split(np.arange(len(y)), len(y) // ROWS + 1):
+        first = time[own, None] < time
+        pairs = (came[own, None] & (first | ((time[own, None] == time) & ~came))).astype(np.float64)
+        better = (outlived[own, None] < outlived) + 0.5 * (outlived[own, None] == outlived)
+        comparable += np.einsum("bj,bj->b", weights[:, own] @ pairs, weights)
+        right += np.einsum("bj,bj->b", weights[:, own] @ (pairs * better), weights)
+    return ratio(right, comparable)
 
 
-def metrics(periods: int) -> dict[str, Metric]:
-    """C-index; Brier score averaged over the periods; and the Brier score at the end of the last."""
+def metrics(cuts: tuple[float, ...]) -> dict[str, Metric]:
+    """C-index; Brier score integrated over the periods' ends, and at the last of them.
+
+    An end to which next to nobody was awaited (``RAREST``) is not judged: those who are known there are the dead.
+    """
+    ends = np.asarray(cuts, dtype=np.float32).astype(np.float64)  # as the times of losses came here
 
     def at_end(y: Array, p: Array) -> Vector:
-        return _brier(y, p, periods)[:, -1]
+        return np.where(awaited(y, ends)[-1] > RAREST, brier(y, p, ends)[:, -1], np.nan)
 
     def integrated(y: Array, p: Array) -> Vector:
-        return _brier(y, p, periods).mean(axis=1)
+        judged = awaited(y, ends) > RAREST
+        if np.count_nonzero(judged) < 2:
+            return np.full(len(y), np.nan)
+        area = np.trapezoid(brier(y, p, ends)[:, judged], ends[judged], axis=1)
+        return area / (ends[judged][-1] - ends[judged][0])
 
     return {"c_index": c_index, "integrated_brier": mean_of(integrated), "brier_at_end": mean_of(at_end)}
 
 
-def _brier(y: Array, p: Array, periods: int) -> Matrix:
-    """Squared error of each survival chance, [n, periods].
+def brier(y: Array, p: Array, ends: Vector) -> Matrix:
+    """Squared error of each patient's chance to outlive each period, [n, periods].
 
-    Whoever was not awaited to the end of a period counts as much more through those who were (Graf et al. 1999).
+    Whoever was not awaited to the end of a period counts as much more through those who were: each is weighed by one
+    over the chance to have been awaited until the event, or until the period's end (Graf et al. 1999).
     """
-    period, came = y[:, :1], y[:, 1:2] > 0
-    ends = np.arange(periods)[None]
-    dead, alive = came & (period <= ends), period > ends
-    awaited = _awaited(y, periods)
-    before = awaited[np.clip(period.astype(np.int64), 0, periods)]
-    return np.where(dead, p**2 / before, 0.0) + np.where(alive, (1 - p) ** 2 / awaited[1:][None], 0.0)
+    period, at = y[:, :1], np.arange(len(ends))
+    dead, alive = (y[:, 1:2] > 0) & (period <= at), period > at
+    until_event, until_end = awaited(y, y[:, 2])[:, None], awaited(y, ends)
+    return np.where(dead, p**2 / until_event, 0.0) + np.where(alive, (1 - p) ** 2 / until_end, 0.0)
 
 
-def _awaited(y: Array, periods: int) -> Vector:
-    """The chance to be awaited up to the start of each period, and to the end of the last: Kaplan and Meier 1958."""
-    period, lost = y[:, 0], y[:, 1] == 0
-    kept = [1.0]
-    for at in range(periods):
-        there = np.count_nonzero(period >= at)
-        kept.append(kept[-1] * (1 - np.count_nonzero(lost & (period == at)) / there) if there else kept[-1])
-    return np.maximum(np.array(kept), 0.05)  # beyond that one patient would weigh more than twenty
+def awaited(y: Array, at: Vector) -> Vector:
+    """The chance not to be lost before each of the times ``at``: Kaplan and Meier 1958 of losses, events first."""
+    time, came = y[:, 2], y[:, 1] > 0
+    losses, lost = np.unique(time[~came], return_counts=True)
+    there = len(time) - np.searchsorted(np.sort(time), losses, side="left")
+    events = np.sort(time[came])
+    there = there - (np.searchsorted(events, losses, side="right") - np.searchsorted(events, losses, side="left"))
+    kept = np.concatenate([[1.0], np.cumprod(1 - lost / there)])
+    return np.maximum(kept[np.searchsorted(losses, at, side="left")], RAREST)

@@ -42,4 +42,9 @@ class Augment(Terms):
 
     copies: Annotated[int, Field(ge=2, le=64)]
     jitter: Annotated[float, Field(ge=0, le=10)]
-    """Standard deviation of what is added to each number input, once centred and scaled; 0/1 inputs stay."""
+    """Standard deviation of what is added to each number input, once centred and scaled; 0/1 inputs stay. Of a picture
+    it is that of its brightness and of its contrast."""
+    shift: Annotated[int, Field(ge=0, le=64)] = 0
+    """Pictures alone: the most pixels by which each is moved along each of its sides."""
+    flip: bool = False
+    """Pictures alone: every second one is mirrored along its last side. Not where left and right differ in meaning."""

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Protocol, runtime_checkable
 from pydantic import Field
 
 from cloister_shared.schema import Schema
+from cloister_shared.tasks.cox import Cox
+from cloister_shared.tasks.effect import TreatmentEffect
+from cloister_shared.tasks.genomics import Genomics
+from cloister_shared.tasks.image import Image
+from cloister_shared.tasks.molecule import Molecule
+from cloister_shared.tasks.monitoring import Monitoring
+from cloister_shared.tasks.multimodal import Multimodal
+from cloister_shared.tasks.notes import Notes
+from cloister_shared.tasks.segmentation import Segmentation
+from cloister_shared.tasks.series import Series
+from cloister_shared.tasks.synthetic import Synthetic
 from cloister_shared.tasks.tabular import Tabular
+from cloister_shared.tasks.tabular_transformer import TabularTransformer
 from cloister_shared.tasks.task import Augment, Augmentation
 
 if TYPE_CHECKING:
@@ -16,7 +28,19 @@ if TYPE_CHECKING:
     from cloister_shared.networks.losses import Loss
 
 Task = Annotated[
-    Tabular,
+    Tabular
+    | TabularTransformer
+    | Series
+    | Monitoring
+    | Image
+    | Segmentation
+    | Cox
+    | TreatmentEffect
+    | Synthetic
+    | Multimodal
+    | Notes
+    | Molecule
+    | Genomics,
     Field(discriminator="name"),
 ]
 

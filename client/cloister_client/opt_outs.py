@@ -1,0 +1,76 @@
+"""Patients who do not want their records used: a list at the hospital, honoured before anything else is done.
+
+``opt_outs`` in ``site.yaml`` names a file with one patient's id a line. What is written down of it is how many there
+are and a digest, never an id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cloister_client.encoders.scalars import word, words
+from cloister_client.site_file import SiteFile
+from cloister_shared import audit
+from cloister_shared.errors import DataRefused
+from cloister_shared.schema import Schema
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_EVENT = "opt-outs"
+
+
+def read_opt_outs(site: SiteFile, folder: Path) -> frozenset[str]:
+    """The ids on the hospital's list; none where ``site.yaml`` names no list.
+
+    Raises:
+        DataRefused: the list that it names cannot be read.
+    """
+    if site.opt_outs is None:
+        return frozenset()
+    try:
+        lines = (folder / site.opt_outs).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataRefused(
+            f"The list of opt-outs of {site.site} cannot be read ({type(error).__name__}), so nobody's records are"
+            " used.",
+            mend="Correct opt_outs in site.yaml: a text file beside it with one patient's id a line.",
+        ) from None
+    return frozenset(word(line) for line in lines if line.strip() and not line.startswith("#"))
+
+
+def without_opt_outs(frame: pd.DataFrame, schema: Schema, site: SiteFile, folder: Path) -> pd.DataFrame:
+    """The rows of all other patients. The audit log, if there is one, learns of each new list.
+
+    Raises:
+        DataRefused: the list cannot be read, or the plan does not say who a row's patient is.
+    """
+    if site.opt_outs is None:
+        return frame
+    names = read_opt_outs(site, folder)
+    if schema.patient_id is None:
+        raise DataRefused(
+            f"{site.site} has patients who opted out, and the plan does not say whose each row is.",
+            mend="Have the plan name table.patient_id; without it, nobody can be left out.",
+        )
+    noted(folder / "audit.jsonl", names)
+    import numpy as np
+
+    kept: Any = ~np.isin(words(frame[schema.patient_id]), sorted(names))
+    return frame if kept.all() else frame[kept]
+
+
+def noted(log: Path, names: frozenset[str]) -> None:
+    """Count and digest of the list into the audit log, unless they are the newest there."""
+    if not log.exists():
+        return
+    digest = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+    said: dict[str, Any] = {"count": len(names), "sha256": digest}
+
+    def missing(entries: list[audit.Entry]) -> list[tuple[str, dict[str, Any]]]:
+        newest = next((entry.said for entry in reversed(entries) if entry.what == _EVENT), None)
+        return [] if newest == said else [(_EVENT, said)]
+
+    audit.append_where(log, missing)
