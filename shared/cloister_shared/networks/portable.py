@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -73,7 +73,7 @@ def _onnx(model: nn.Module, inputs: Tensor, path: Path) -> Tensor:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def _silent() -> Generator[None, None, None]:
     """Without what torch's C++ prints: of a network that ONNX cannot say, its whole graph."""
     sys.stdout.flush()
     kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
