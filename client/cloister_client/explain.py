@@ -116,9 +116,9 @@ def _score(released: Released, x: Tensor) -> Callable[[Tensor], Tensor]:
                 times = len(output) // len(likeliest)
                 return output.gather(1, likeliest.repeat(times)[:, None]).squeeze(1)
             case Effect():
-                return output[:, 1] - output[:, 0]
+                return output[:, 3] if output.shape[1] > 3 else output[:, 1] - output[:, 0]
             case Itself():
-                return (output - inputs[:, : output.shape[1]]).square().mean(dim=1)
+                return (output[:, : inputs.shape[1]] - inputs[:, : output.shape[1]]).square().mean(dim=1)
             case _:
                 return output.mean(dim=1)
 

@@ -17,14 +17,14 @@ from cloister_client.connectors.table import TableConnector
 from cloister_client.dataset import Dataset, NewRows, Rows, load_dataset, new_rows, normalised
 from cloister_client.network import Network
 from cloister_client.site import own_constants
-from cloister_client.site_file import SiteFile, TableFile, read_site
+from cloister_client.site_file import SiteFile, read_site
 from cloister_client.unusual import Usual, usual
 from cloister_shared.errors import CohortTooSmall, DataRefused, WeightsBroken
 from cloister_shared.layout import gathered, layout_of, with_weights
 from cloister_shared.model_file import WEIGHTS, Constants, Model
 from cloister_shared.objective import objective_of
 from cloister_shared.plan import StudyPlan
-from cloister_shared.schema import Itself, Schema, columns, scalars
+from cloister_shared.schema import Itself, Schema, SeriesFeature, columns, scalars
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,7 @@ def read_new(data: Path, site_yaml: Path, schema: Schema) -> NewRows:
     """Rows to be scored: of a table, or of the source that another ``site.yaml`` names.
 
     A column under the hospital's own name for it is in the hospital's unit, one under the plan's name as in its table.
+    Files that a table's cells name, and files of measurements, lie where those of the hospital's own table do.
 
     Raises:
         DataRefused: the rows cannot be read.
@@ -130,7 +131,8 @@ def read_new(data: Path, site_yaml: Path, schema: Schema) -> NewRows:
     if data.suffix in (".yaml", ".yml"):
         connector = open_records(data)
     else:
-        connector = TableConnector(own.model_copy(update={"table": TableFile(path=str(data.resolve()))}), data.parent)
+        table = own.table.model_copy(update={"path": str(data.resolve())})
+        connector = TableConnector(own.model_copy(update={"table": table}), site_yaml.parent)
     if isinstance(connector, TableConnector):
         connector, schema = _as_it_is(connector, own, schema)
     return new_rows(connector, schema)
@@ -140,9 +142,10 @@ def _as_it_is(connector: TableConnector, own: SiteFile, schema: Schema) -> tuple
     """A table without outcomes, perhaps without patients' ids, by the hospital's own names where it has them."""
     there, table = set(connector.describe()), own.table
     used = {*(feature.name for feature in (*schema.features, *scalars(schema))), schema.patient_id}
-    named = {name: column for name, column in table.columns.items() if name in used and column in there}
-    units = {n: unit for n, unit in table.units.items() if n in used and (n in named or n not in table.columns)}
-    file = TableFile(path=connector.site.table.path, columns=named, units=units)
+    channels = {channel.name for f in schema.features if isinstance(f, SeriesFeature) for channel in f.channels}
+    named = {n: column for n, column in table.columns.items() if n in channels or (n in used and column in there)}
+    units = {n: u for n, u in table.units.items() if n in channels | used and (n in named or n not in table.columns)}
+    file = connector.site.table.model_copy(update={"columns": named, "units": units})
     patient = schema.patient_id if named.get(schema.patient_id or "", schema.patient_id) in there else None
     site = connector.site.model_copy(update={"table": file})
     unlabelled = {"patient_id": patient, "target": Itself(kind="itself")}

@@ -30,7 +30,7 @@ FEW = {
     "training": {"local_steps": 2},
     "evaluation": {"resamples": 100, "min_count": 2},
 }
-LIVES = {
+LIVES: dict[str, tuple[str, dict[str, object], dict[str, object]]] = {
     "tabular": ("generated-ehr", {"sites": 3, "patients": 400}, {}),
     "tabular, own constants": (
         "generated-ehr",
@@ -42,9 +42,14 @@ LIVES = {
         {"sites": 3, "patients": 400},
         {"task": {"name": "tabular-transformer", "width": 8}},
     ),
-    "time to event": ("survival", {"sites": 3, "patients": 400}, {}),
-    "effect": ("treatment", {"sites": 3, "patients": 400}, {}),
-    "multimodal": ("multimodal", {"sites": 3, "patients": 400}, {}),
+    "survival": ("survival", {"sites": 3, "patients": 900}, {}),
+    "effect": ("treatment", {"sites": 3, "patients": 900}, {}),
+    "many kinds of record": ("multimodal", {"sites": 3, "patients": 400}, {}),
+    "series": ("generated-stays", {"sites": 3, "stays": 400}, {}),
+    "lesions": ("lesions", {"sites": 3, "patients": 40}, {}),
+    "pictures": ("dicom", {"sites": 3, "patients": 60}, {}),
+    "genomes": ("polygenic", {"sites": 3, "patients": 600}, {}),
+    "FHIR, OMOP and a table": ("clinical-forms", {"patients": 400}, {}),
 }
 
 
@@ -52,7 +57,8 @@ def small(name: str, hospitals: dict[str, object], changes: dict[str, object]) -
     read = read_scenario(name)
     source = read.simulation.hospitals.model_copy(update=hospitals)
     simulation = read.simulation.model_copy(update={"hospitals": source, "seeds": (0,), "epsilons": (4.0,)})
-    plan = amend(amend(read.plan, **FEW), **changes)
+    few = {key: terms for key, terms in FEW.items() if key != "training" or not read.plan.shared_noise}
+    plan = amend(amend(read.plan, **few), **changes)
     return read.model_copy(update={"plan": plan, "simulation": simulation})
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,15 +60,30 @@ def _onnx(model: nn.Module, inputs: Tensor, path: Path) -> Tensor:
     rows = {"inputs": {0: "rows"}, "outputs": {0: "rows"}}
     said, answered = ["inputs"], ["outputs"]
     try:
-        torch.onnx.export(
-            model, (inputs,), str(path), dynamo=False, input_names=said, output_names=answered, dynamic_axes=rows
-        )
+        with _silent():
+            torch.onnx.export(
+                model, (inputs,), str(path), dynamo=False, input_names=said, output_names=answered, dynamic_axes=rows
+            )
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     quiet = cast("Any", onnxruntime).SessionOptions()
     quiet.log_severity_level = 4  # a graph that cannot take other rows is refused here, and need not shout
     session = onnxruntime.InferenceSession(path, quiet, providers=["CPUExecutionProvider"])
     return _parted(lambda part: torch.from_numpy(session.run(None, {"inputs": part.numpy()})[0]), inputs)
+
+
+@contextmanager
+def _silent() -> Generator[None, None, None]:
+    """Without what torch's C++ prints: of a network that ONNX cannot say, its whole graph."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _torchscript(model: nn.Module, inputs: Tensor, path: Path) -> Tensor:

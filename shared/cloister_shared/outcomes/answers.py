@@ -42,6 +42,7 @@ def answers(schema: Schema, output: Raw, inputs: Raw) -> Array:
         case Itself():
             unknown = np.full((len(inputs), 1), np.nan, np.float32)
             said = itself.seen(output, np.concatenate([inputs, unknown], axis=1))[1]
+            return said.reshape(len(output), -1)[:, :1]
         case Effect():
             said = outcome_of(schema).seen(output, np.zeros((len(output), 2), np.float32))[1]
             return said[:, [0, 1, 3]]

@@ -56,9 +56,11 @@ _MEANINGS = {
     "false_lesions": "Lesions drawn where there is none, for each picture: lower is better.",
     "error": "Mean squared error between a record and what the model makes of it: 0 is perfect, lower is better.",
     "sensitivity_at_5_percent_false": "The share of due alarms that are raised where one in twenty others is false.",
-    "policy_value": "The mean outcome, in scaled units, if the model chose whom to treat.",
+    "alarm_rate": "The share of records that raise an alarm though none was known to be due.",
+    "alarm_sensitivity": "The share of due alarms that are raised.",
+    "policy_value": "The mean outcome if the model chose whom to treat.",
     "uplift": "What treating the likeliest to gain first gains over treating in any order: 0 is chance.",
-    "mean_effect": "What the treatment changes on average, in scaled units of the outcome.",
+    "mean_effect": "What the treatment changes on average.",
     "overlap": "The share of patients of whom treated and untreated alike are there to compare with: 1 is all.",
 }
 
