@@ -1,10 +1,10 @@
 """Notes, molecules and genomics: what models of real records reach, pooled and federated, from the shipped scenarios.
 
-    mtsamples.*   accuracy of a note's specialty, mean of three held-out quarters
-    bbbp.*        AUROC of molecules of scaffolds that no model has seen, mean of ten draws of these
-    esol.*        RMSE of the logarithm of solubility, of such molecules
-    pbmc.*        accuracy of a blood cell's type
-    polygenic.*   correlation of the federated score with the true one, of held-out invented patients
+mtsamples.*   accuracy of a note's specialty, mean of three held-out quarters
+bbbp.*        AUROC of molecules of scaffolds that no model has seen, mean of ten draws of these
+esol.*        RMSE of the logarithm of solubility, of such molecules
+pbmc.*        accuracy of a blood cell's type
+polygenic.*   correlation of the federated score with the true one, of held-out invented patients
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from figures import Figure, at_least, at_most, progress, told
-
 import numpy as np
 import pandas as pd
+from figures import Figure, at_least, at_most, progress, told
 
 from cloister_client.connectors.connector import open_records
 from cloister_client.dataset import load_dataset, normalised

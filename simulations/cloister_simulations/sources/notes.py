@@ -85,7 +85,7 @@ def _keywords(raw: Frame) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for text, written in zip(raw["transcription"], raw["keywords"], strict=True):
         words = {word.strip().lower() for word in str(written).split(",")} if isinstance(written, str) else set[str]()
-        kept = {word for word in words if 1 < len(word) <= 40 and word not in specialties}  # noqa: PLR2004
+        kept = {word for word in words if 1 < len(word) <= 40 and word not in specialties}
         found.setdefault(text, set()).update(kept)
     return found
 
