@@ -5,6 +5,8 @@ connector. Every source is deterministic: the same terms give the same bytes.
 
     breast-cancer   comes with scikit-learn, split here      heart-disease   four real hospitals
     generated-ehr   drawn here from a known risk             readmission     real encounters, proxy hospitals
+    notes           clinical notes                   molecules       of MoleculeNet, by scaffold
+    expression      blood cells' genes               genotypes       drawn here with known effects
     tables          your own
 """
 

@@ -75,8 +75,7 @@ def test_a_scenario_runs_with_privacy_and_without(name: str, tmp_path: Path) -> 
 
 
 LEARNED = {
-    "specialty": ({"rounds": 10, "training": {"local_steps": 10, "batch_size": 32}}, 0.4),
-    "coding": ({"rounds": 10, "training": {"local_steps": 15, "batch_size": 32}}, 0.65),
+    "specialty": ({"rounds": 8, "training": {"local_steps": 10, "batch_size": 32}}, 0.4),
     "barrier": ({"rounds": 10, "training": {"local_steps": 5, "batch_size": 32}}, 0.7),
     "polygenic": ({"rounds": 5, "training": {"local_steps": 10, "batch_size": 64}}, -1.0),
 }
