@@ -363,19 +363,15 @@ class Block:
         return prod(self.shape)
 
 
-F = TypeVar("F", bound=Callable[..., object])
-
-
-def _remembered(function: F) -> F:
-    """Of the last schemas: a vector has thousands of columns, and every message asks for them."""
-    return cast("F", lru_cache(maxsize=64)(function))  # a frozen model can be hashed, which type checkers do not see
-
-
-@_remembered
 def columns(schema: Schema) -> tuple[Column, ...]:
     """The first inputs, in order: each feature's value or categories, then whether it was missing."""
+    return _columns(schema.features)
+
+
+@lru_cache(maxsize=64)  # a vector has thousands, and every message asks for them
+def _columns(features: tuple[Feature, ...]) -> tuple[Column, ...]:
     made: list[Column] = []
-    for feature in scalars(schema):
+    for feature in _scalars(features):
         match feature:
             case NumberFeature():
                 centre, scale = plan_constants(feature)
@@ -405,11 +401,15 @@ def width(schema: Schema) -> int:
     return len(columns(schema)) + sum(block.size for block in blocks(schema))
 
 
-@_remembered
 def scalars(schema: Schema) -> tuple[NumberFeature | CategoryFeature | BooleanFeature, ...]:
     """The features that are one value each, in order; a vector is so many numbers."""
+    return _scalars(schema.features)
+
+
+@lru_cache(maxsize=64)
+def _scalars(features: tuple[Feature, ...]) -> tuple[NumberFeature | CategoryFeature | BooleanFeature, ...]:
     made: list[NumberFeature | CategoryFeature | BooleanFeature] = []
-    for feature in schema.features:
+    for feature in features:
         if isinstance(feature, VectorFeature):
             terms = feature.model_dump(exclude={"kind", "name", "length", "code", "window"})
             made += [NumberFeature(kind="number", name=f"{feature.name}_{at}", **terms) for at in range(feature.length)]

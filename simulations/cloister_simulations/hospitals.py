@@ -6,13 +6,14 @@ connector. Every source is deterministic: the same terms give the same bytes.
     breast-cancer   comes with scikit-learn, split here      heart-disease   four real hospitals
     generated-ehr   drawn here from a known risk             readmission     real encounters, proxy hospitals
     censored-ehr    drawn from a known hazard                eicu            real stays, networks of real hospitals
-    trial           drawn with a known effect                multimodal-ehr  drawn: pictures, notes and a table
-    generated-stays drawn here, with vitals over time        physionet2012   real stays, proxy hospitals
-    tables          your own                                 eicu-vitals     groups of real hospitals
-                                                             ecg             one real recording, proxy hospitals
-    pneumonia       real X-rays, proxy hospitals             phantoms        drawn here, with their lesions
-    dicom-folder    archives, drawn here                     tables          your own
-    clinical-forms  FHIR, OMOP and a table, drawn    tables          your own
+    trial           drawn with a known effect                physionet2012   real stays, proxy hospitals
+    multimodal-ehr  drawn: pictures, notes and a table       eicu-vitals     groups of real hospitals
+    generated-stays drawn here, with vitals over time        ecg             one real recording, proxy hospitals
+    phantoms        drawn here, with their lesions           pneumonia       real X-rays, proxy hospitals
+    dicom-folder    archives, drawn here                     notes           real notes, proxy hospitals
+    clinical-forms  FHIR, OMOP and a table, drawn here       molecules       of MoleculeNet, by scaffold
+    genotypes       drawn here, with known effects           expression      real blood cells, proxy hospitals
+    tables          your own
 """
 
 from __future__ import annotations

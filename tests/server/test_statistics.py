@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cloister_server.statistics import _without_negatives, judged
+from cloister_server.statistics import _without_negatives, constants, judged
 from cloister_shared import tally
 from cloister_shared.plan_file import read_plan
 
@@ -50,3 +50,44 @@ def test_the_final_model_is_judged_by_noisy_counts():
 def test_without_a_patient_nothing_is_said_of_the_final_model():
     said: dict[str, float | None] = dict.fromkeys(tally.risks(), -1.0)
     assert set(judged(read_plan(PLAN), said).values()) == {None}
+
+
+# --- vectors -----------------------------------------------------------------------------------------------
+GENES = 400
+
+
+def noisy(noise: float) -> dict[str, float | None]:
+    """Sums over a hundred patients of genes whose means differ by a tenth, in units of half their range."""
+    rng = np.random.default_rng(0)
+    means = rng.normal(0.2, 0.1, GENES)
+    exact = {"count": np.full(GENES, 100.0), "sum": 100 * means, "square": 100 * (means**2 + 0.3**2)}
+    return {
+        f"{kind} gene_{at}": float(value)
+        for kind, values in exact.items()
+        for at, value in enumerate(values + rng.normal(0, noise, GENES))
+    }
+
+
+def of_genes(said: dict[str, float | None]) -> np.ndarray:
+    plan = read_plan(
+        PLAN.replace(
+            "{name: age, kind: number, range: [0, 100]}", "{name: gene, kind: vector, length: 400, range: [-1, 1]}"
+        )
+        + "normalisation: {method: federated}\n"
+    )
+    found = constants(plan, said)
+    assert found
+    return np.array(found)
+
+
+def test_without_noise_each_number_of_a_vector_has_its_own_constants():
+    found, said = of_genes(noisy(0)), noisy(0)
+    assert found[:, 0] == pytest.approx([(said[f"sum gene_{at}"] or 0) / 100 for at in range(GENES)])
+    assert found[:, 1] == pytest.approx(np.full(GENES, 0.3))
+
+
+def test_what_noise_hides_of_a_vector_is_taken_from_all_of_it():
+    right, found = of_genes(noisy(0)), of_genes(noisy(80.0))
+    error = np.sqrt(((found - right) ** 2).mean(axis=0))
+    assert error[0] < 0.2  # each mean by itself would be off by 0.8
+    assert error[1] < 0.15

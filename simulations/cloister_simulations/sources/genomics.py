@@ -42,7 +42,7 @@ class Expression(BaseModel):
 
 
 class Genotypes(BaseModel):
-    """Columns ``patient_id``, ``snp_0`` … (copies of the rarer allele: 0, 1, 2), ``trait``, ``disease``, ``true_score``.
+    """Columns ``patient_id``, ``snp_0`` … (copies of the rarer allele), ``trait``, ``disease``, ``true_score``.
 
     ``trait`` is the score plus chance, of variance 1 together; ``disease`` is the tenth with the highest liability.
     ``true_score`` is for whoever judges a model, and in no plan.

@@ -113,8 +113,8 @@ def _measured(source: Molecules) -> Frame:
 
 
 # --- put together ------------------------------------------------------------------------------------------
-_CORES = ("c1ccc({})cc1", "c1ccnc({})c1", "C1CCN({})CC1", "c1ccc2[nH]cc({})c2c1", "C1CC1C{}", "O=C1NC(=O)C({})N1", "CC{}",
-          "c1csc({})n1", "C1CCC({})CC1", "c1ccc2ncc({})cc2c1", "C1COCCN1{}", "O=C1CCCN1{}")  # fmt: skip
+_CORES = ("c1ccc({})cc1", "c1ccnc({})c1", "C1CCN({})CC1", "c1ccc2[nH]cc({})c2c1", "C1CC1C{}", "O=C1NC(=O)C({})N1",
+          "CC{}", "c1csc({})n1", "C1CCC({})CC1", "c1ccc2ncc({})cc2c1", "C1COCCN1{}", "O=C1CCCN1{}")  # fmt: skip
 _LINKS = ("", "C", "CC", "CO", "C(=O)N", "CNC", "CS", "CC(=O)O")
 _ENDS = ("C", "CC", "O", "N", "F", "Cl", "C#N", "C(=O)O", "OC", "C(F)(F)F", "c1ccccc1", "C1CCNC1", "S(=O)(=O)N")
 
