@@ -123,6 +123,8 @@ def test_building_again_in_the_same_folder_changes_nothing(tmp_path: Path) -> No
 @pytest.mark.parametrize("name", NAMES)
 def test_no_patient_is_at_two_hospitals(name: str, built: Built) -> None:
     column = scenario(name)[1].table.patient_id
+    if column is None:
+        pytest.skip("each row is a patient of its own")
     patients = [set(table(path)[column]) for path in built(name)]
     assert len(set[object]().union(*patients)) == sum(map(len, patients))
 
