@@ -14,7 +14,7 @@ from cloister_client.offers import Study
 from cloister_client.site_file import Converted, SiteFile
 from cloister_shared.envelope import key_id
 from cloister_shared.plan_text import paragraphs, summary, turned_off
-from cloister_shared.schema import Binary
+from cloister_shared.schema import Binary, SeriesFeature
 from cloister_shared.schema_text import anchored, outcome, values
 
 if TYPE_CHECKING:
@@ -94,12 +94,15 @@ def _columns(study: Study, site: SiteFile) -> Iterator[str]:
     schema, table, records = study.plan.table, site.table, site.fhir or site.omop
     yield from _row(("In the plan", "Kind", "Unit, range or values", "Code", "Here"))
     for feature in schema.features:
-        here = table.columns.get(feature.name, _NOTHING)
-        if records:
-            here = ", ".join(records.codes.get(feature.name, ())) or _NOTHING
-        if unit := (records or table).units.get(feature.name):
-            here += f" in {unit.unit if isinstance(unit, Converted) else unit}"
+        here = _here(feature.name, site)
+        if isinstance(feature, SeriesFeature) and not records:
+            beside = table.series or table.waveforms
+            here = f"in {beside.path}" if beside else "not in site.yaml"
         yield from _row((feature.name, feature.kind, values(feature), getattr(feature, "code", None) or _NOTHING, here))
+        for channel in feature.channels if isinstance(feature, SeriesFeature) else ():
+            low, high = channel.range
+            said = f"{channel.unit or 'no unit'}, {low:g} to {high:g}"
+            yield from _row((channel.name, "channel", said, channel.code or _NOTHING, _here(channel.name, site)))
     target = schema.target
     code = target.code if isinstance(target, Binary) else None
     here = table.columns.get(target.name, _NOTHING)
@@ -111,6 +114,14 @@ def _columns(study: Study, site: SiteFile) -> Iterator[str]:
         yield f"Of each patient: {anchored(schema)}. '{_NOTHING}' under Here: found by the plan's own code."
     else:
         yield f"'{_NOTHING}' under Here: the column has the plan's own name."
+
+
+def _here(name: str, site: SiteFile) -> str:
+    """What the hospital calls it, and in which unit it writes it, where these are not the plan's."""
+    records = site.fhir or site.omop
+    here = ", ".join(records.codes.get(name, ())) if records else site.table.columns.get(name)
+    here, unit = here or _NOTHING, (records or site.table).units.get(name)
+    return f"{here} in {unit.unit if isinstance(unit, Converted) else unit}" if unit else here
 
 
 def _row(cells: Sequence[str]) -> Iterator[str]:

@@ -28,7 +28,7 @@ from cloister_shared.terms import Broken, Path
 def broken_schema(schema: Schema) -> Iterator[Broken]:
     """Every rule that the schema breaks; paths begin below ``table``."""
     names = [feature.name for feature in schema.features]
-    columns = target_columns(schema.target)
+    columns, seen = target_columns(schema.target), list[str]()
     for at, feature in enumerate(schema.features):
         path: Path = ("features", at)
         if feature.name in names[:at]:
@@ -49,10 +49,14 @@ def broken_schema(schema: Schema) -> Iterator[Broken]:
             case SeriesFeature(channels=channels):
                 for number, channel in enumerate(channels):
                     yield from _quantity(channel, (*path, "channels", number))
-                    if channel.name in [other.name for other in channels[:number]]:
+                    # A hospital says of a name what it is called and measured in: of one thing, not of two.
+                    if channel.name in (*names, *seen):
                         yield Broken(
-                            (*path, "channels", number, "name"), "names a channel a second time", "Give each once."
+                            (*path, "channels", number, "name"),
+                            "is the name of another channel or feature",
+                            "Give each a name of its own; site.yaml may map both to one name there.",
                         )
+                    seen.append(channel.name)
             case ImageFeature(range=(low, high)) if not low < high:
                 yield Broken((*path, "range"), "does not rise", "Write the lower bound first.")
             case _:

@@ -1,7 +1,7 @@
 """Beats of one real ECG, record 100 of the MIT-BIH arrhythmia database (Moody and Mark 2001), half an hour of it.
 
-There is one patient. Its recording is cut into stretches of equal length that stand in for hospitals, and its minutes
-stand in for patients: these are PROXIES that show how waveforms are watched, and no figure here says how well.
+There is one patient. Stretches of the recording of equal length stand in for hospitals, and each beat stands in for a
+patient: these are PROXIES that show how waveforms are watched, and no figure here says how well.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ BEFORE = 0.9
 
 
 class Ecg(BaseModel):
-    """Beats of one patient; PROXY sites are stretches of the recording, PROXY patients are its minutes."""
+    """Beats of one patient; PROXY sites are stretches of the recording, PROXY patients its beats.
+
+    Every fourth minute of the recording is held out.
+    """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -37,16 +40,17 @@ def ecg(source: Ecg, folder: Path) -> Iterator[Hospital]:
     """A table of beats for each site, and the recording beside it. ``folder`` holds the records."""
     seconds, symbols = beats(folder / "100")
     kept = [at for at, symbol in enumerate(symbols) if symbol in BEATS and seconds[at] >= 2 * BEFORE]
+    minute = (seconds[kept] // 60).astype(int)
     table = pd.DataFrame(
         {
             "recording": "100",
             "begins": (seconds[kept] - BEFORE).round(4),
-            "minute": [f"minute-{int(seconds[at] // 60):02d}" for at in kept],
+            "part": np.where(minute % 4 == 3, "test", "train"),
             "unusual": [int(symbols[at] != "N") for at in kept],
         }
     )
     recording = {f"recordings/100.{kind}": (folder / f"100.{kind}").read_bytes() for kind in ("hea", "dat")}
     terms = WaveformFiles(path="recordings", record="recording", seconds="begins")
-    minutes = np.unique(table["minute"])
-    for name, own in zip(invented_names(source.sites), np.array_split(minutes, source.sites), strict=True):
-        yield Hospital(name, table[table["minute"].isin(own)], measured=terms, files=recording)
+    stretches = np.array_split(np.unique(minute), source.sites)
+    for name, own in zip(invented_names(source.sites), stretches, strict=True):
+        yield Hospital(name, table[np.isin(minute, own)], measured=terms, files=recording)
