@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cloister_shared import tally
 from cloister_shared.outcomes.binary import of_counts
 from cloister_shared.plan import StudyPlan
-from cloister_shared.schema import numbers
+from cloister_shared.schema import numbers, vectors
 
 Constants = tuple[tuple[float, float], ...]
 
@@ -31,6 +31,9 @@ def constants(plan: StudyPlan, said: Mapping[str, float | None]) -> Constants | 
     features = numbers(plan.table)
     total = np.array([said[name] or 0.0 for name in tally.statistics(plan)[: 3 * len(features)]])
     count, sums, squares = total.reshape(3, len(features))
+    for span in vectors(plan.table):
+        sums[span], squares[span] = (_shrunk(values[span], count[span].var()) for values in (sums, squares))
+        count[span] = count[span].mean()
     ranges = np.array([feature.range for feature in features])
     middle, half = ranges.mean(axis=1), (ranges[:, 1] - ranges[:, 0]) / 2
     count = np.maximum(count, 1.0)
@@ -38,6 +41,17 @@ def constants(plan: StudyPlan, said: Mapping[str, float | None]) -> Constants | 
     # Noise may push the variance below zero; a twentieth of the range is the least spread that is believed.
     sd = np.sqrt(np.clip(squares / count - mean**2, 0.05**2, 1.0))
     return tuple((float(m), float(s)) for m, s in zip(middle + half * mean, half * sd, strict=True))
+
+
+def _shrunk(values: NDArray[np.float64], noise: float) -> NDArray[np.float64]:
+    """Drawn to their mean by as much of their variance as is noise's (James and Stein 1961).
+
+    A vector has no gaps, so its counts are all one number, and what they differ by is the noise, which sums and
+    squares have too: of a thousand genes and a hundred patients, noise is most of each gene's sum, and little of
+    their mean. Without noise nothing is changed.
+    """
+    spread = float(values.var())
+    return values.mean() + max(0.0, 1 - noise / spread) * (values - values.mean()) if spread else values
 
 
 def cohort_view(plan: StudyPlan, said: Mapping[str, float | None]) -> dict[str, Seen]:

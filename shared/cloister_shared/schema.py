@@ -423,6 +423,18 @@ def numbers(schema: Schema) -> tuple[NumberFeature, ...]:
     return tuple(feature for feature in scalars(schema) if isinstance(feature, NumberFeature))
 
 
+def vectors(schema: Schema) -> tuple[slice, ...]:
+    """Where among the ``numbers`` each vector's stand."""
+    found: list[slice] = []
+    at = 0
+    for feature in schema.features:
+        many = feature.length if isinstance(feature, VectorFeature) else int(isinstance(feature, NumberFeature))
+        if isinstance(feature, VectorFeature):
+            found.append(slice(at, at + many))
+        at += many
+    return tuple(found)
+
+
 def plan_constants(quantity: NumberFeature | Channel | Quantity) -> tuple[float, float]:
     """Centre and scale without touching data: the plan's mean and sd, or middle and quarter of the range.
 

@@ -43,8 +43,8 @@ _TAKES = ("last", "first", "mean", "min", "max", "count")
 
 
 @contextmanager
-def postgres() -> Iterator[tuple[Path, Path]]:
-    """Where its programs are, and the folder whose socket alone reaches it.
+def postgres() -> Iterator[Path]:
+    """A server of our own, and the folder whose socket alone reaches it.
 
     Raises:
         FileNotFoundError: there is none on this machine.
@@ -53,7 +53,7 @@ def postgres() -> Iterator[tuple[Path, Path]]:
     found = next((Path(place).resolve().parent for place in places if place), None)
     if found is None:
         raise FileNotFoundError("no PostgreSQL here: initdb, pg_ctl and postgres")
-    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "check": True}
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with tempfile.TemporaryDirectory(prefix="pg") as name:
         folder = Path(name)
         if os.geteuid() == 0:  # the server does not run as root
@@ -61,14 +61,16 @@ def postgres() -> Iterator[tuple[Path, Path]]:
             quiet |= {"user": "nobody", "extra_groups": []}
 
         def run(program: str, *more: str) -> None:
-            subprocess.run([found / program, "-D", folder / "data", *more], cwd=folder, timeout=120, **quiet)
+            subprocess.run(
+                [found / program, "-D", folder / "data", *more], cwd=folder, timeout=120, check=True, **quiet
+            )
 
         run("initdb", "--auth=trust", "--username=cloister", "--no-sync", "--encoding=UTF8", "--locale=C.UTF-8")
         run(
             "pg_ctl", "start", "-w", "-l", str(folder / "log"), "-o", f"-c listen_addresses='' -k {folder} -c fsync=off"
         )
         try:
-            yield found, folder
+            yield folder
         finally:
             run("pg_ctl", "stop", "-m", "immediate")
 
@@ -80,16 +82,19 @@ def fill(connection: Any, rows: int) -> None:
         CREATE SCHEMA cdm;
         SET search_path TO cdm;
         CREATE TABLE person AS SELECT n::bigint AS person_id, 8507 + 25 * (n % 2) AS gender_concept_id,
-            (1930 + n % 70)::int AS year_of_birth, (1 + n % 12)::int AS month_of_birth, (1 + n % 28)::int AS day_of_birth
+            (1930 + n % 70)::int AS year_of_birth, (1 + n % 12)::int AS month_of_birth,
+            (1 + n % 28)::int AS day_of_birth
             FROM generate_series(1, {PATIENTS}) n;
-        CREATE TABLE visit_occurrence AS SELECT n::bigint AS visit_occurrence_id, (1 + n % {PATIENTS})::bigint AS person_id,
+        CREATE TABLE visit_occurrence AS SELECT n::bigint AS visit_occurrence_id,
+            (1 + n % {PATIENTS})::bigint AS person_id,
             9201 AS visit_concept_id, (date '2019-01-01' + (n % 700)::int) AS visit_start_date,
             timestamp '2019-01-01 08:00' + (n % 700) * interval '1 day' AS visit_start_datetime,
             (date '2019-01-05' + (n % 700)::int) AS visit_end_date,
             timestamp '2019-01-05 08:00' + (n % 700) * interval '1 day' AS visit_end_datetime
             FROM generate_series(1, {3 * PATIENTS}) n;
         CREATE TABLE death AS SELECT person_id, date '2020-06-01' AS death_date FROM person WHERE person_id % 10 = 0;
-        CREATE TABLE measurement AS SELECT n::bigint AS measurement_id, (1 + (n * 7919) % {PATIENTS})::bigint AS person_id,
+        CREATE TABLE measurement AS SELECT n::bigint AS measurement_id,
+            (1 + (n * 7919) % {PATIENTS})::bigint AS person_id,
             3000000 + (n % 20)::int AS measurement_concept_id, 0 AS measurement_source_concept_id,
             (date '2018-06-01' + ((n * 31) % 1000)::int) AS measurement_date,
             timestamp '2018-06-01' + ((n * 31) % 86400000) * interval '1 second' AS measurement_datetime,
@@ -98,7 +103,8 @@ def fill(connection: Any, rows: int) -> None:
             CASE WHEN n % 3 = 0 THEN 'g/L' ELSE 'mg/dL' END::varchar(50) AS unit_source_value,
             NULL::bigint AS visit_occurrence_id, n::text AS measurement_source_value
             FROM generate_series(1, {rows}::bigint) n;
-        CREATE TABLE concept AS SELECT 3000000 + n AS concept_id, 'LOINC' AS vocabulary_id, '100' || n || '-0' AS concept_code
+        CREATE TABLE concept AS SELECT 3000000 + n AS concept_id, 'LOINC' AS vocabulary_id,
+            '100' || n || '-0' AS concept_code
             FROM generate_series(0, 19) n UNION ALL VALUES (8636, 'UCUM', 'g/L'), (8840, 'UCUM', 'mg/dL');
         CREATE TABLE concept_ancestor AS SELECT concept_id AS ancestor_concept_id, concept_id AS descendant_concept_id
             FROM concept;
@@ -147,7 +153,7 @@ def measured(rows: int = ROWS) -> dict[str, Any]:
     """Seconds, and GB at the most, of the process that makes tensors of ``rows`` measurements."""
     import psycopg
 
-    with postgres() as (_, socket), tempfile.TemporaryDirectory(prefix="cloister-") as scratch:
+    with postgres() as socket, tempfile.TemporaryDirectory(prefix="cloister-") as scratch:
         with psycopg.connect(f"host={socket} user=cloister dbname=postgres", autocommit=True) as connection:
             fill(connection, rows)
         folder = Path(scratch)

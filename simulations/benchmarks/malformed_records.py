@@ -42,6 +42,14 @@ privacy: {mechanism: none}
 evaluation: {holdout: 0.25}
 """
 
+_STAYS = (
+    "visit_occurrence_id person_id visit_concept_id visit_start_date visit_start_datetime visit_end_date"
+    " visit_end_datetime"
+)
+_MEASURES = (
+    "measurement_id person_id measurement_concept_id measurement_date measurement_datetime value_as_number"
+    " unit_concept_id unit_source_value measurement_source_value"
+)
 Files = dict[str, Any]
 """A file's name to its resources, its rows, or its bytes."""
 
@@ -110,13 +118,11 @@ def sound(form: str) -> Files:
             *([n, 8507, 1950 + n, 3, 4] for n in range(1, 9)),
         ],
         "VISIT_OCCURRENCE.csv": [
-            ["visit_occurrence_id", "person_id", "visit_concept_id", "visit_start_date", "visit_start_datetime"]
-            + ["visit_end_date", "visit_end_datetime"],
+            _STAYS.split(),
             *([n, n, 9201, "2020-01-10", "2020-01-10 08:00:00", "2020-01-14", ""] for n in range(1, 9)),
         ],
         "MEASUREMENT.csv": [
-            ["measurement_id", "person_id", "measurement_concept_id", "measurement_date", "measurement_datetime"]
-            + ["value_as_number", "unit_concept_id", "unit_source_value", "measurement_source_value"],
+            _MEASURES.split(),
             *(
                 [n, n, 3016723, "2020-01-10", "2020-01-10 09:00:00", 1 + n / 10, 8840, "mg/dL", "CREA"]
                 for n in range(1, 9)
@@ -144,11 +150,10 @@ def put(file: str, at: int, **elements: Any) -> Callable[[Files], Any]:
 
     def change(files: Files) -> None:
         for name, value in elements.items():
-            name = name.rstrip("_")
             if value is None:
-                files[file][at].pop(name)
+                files[file][at].pop(name.rstrip("_"))
             else:
-                files[file][at][name] = value
+                files[file][at][name.rstrip("_")] = value
 
     return change
 
@@ -222,14 +227,16 @@ CASES = (
     Case("no Patient at all", "fhir", gone(PAT), "holds no Patient"),
     Case("the same resources in two files", "fhir", _twice),
     Case("a bundle whose addresses are urn:uuid", "fhir", _in_bundle),
-    Case("bundle entry that is no list", "fhir", instead("x.json", b'{"resourceType": "Bundle", "entry": 3}'), "Bundle"),
+    Case("bundle entry that is no list", "fhir", instead("x.json", b'{"resourceType": "Bundle", "entry": 3}'),
+         "Bundle"),
     Case("resource of an unknown kind", "fhir", instead("x.ndjson", b'{"resourceType": "Spaceship", "id": "x"}\n')),
     Case("resource without a kind", "fhir", instead("x.ndjson", b'{"id": "x"}\n'), "is no resource"),
     # FHIR: resources
     Case("patient without an id", "fhir", put(PAT, 0, id=None), "is no Patient"),
     Case("patient whose name is a birth date", "fhir", put(PAT, 0, birthDate=SECRET), "birthDate"),
     Case("later patient whose birth date is a name", "fhir", put(PAT, 7, birthDate=SECRET), "age: missing value"),
-    Case("encounter with a class of release 5", "fhir", put(ENC, 0, class_=[{"coding": [{"code": "IMP"}]}]), "Encounter"),
+    Case("encounter with a class of release 5", "fhir", put(ENC, 0, class_=[{"coding": [{"code": "IMP"}]}]),
+         "Encounter"),
     Case("encounter without a class", "fhir", put(ENC, 5, class_=None), "Encounter"),
     Case("encounter without a period", "fhir", put(ENC, 0, period=None), used="encounters without a time: 1"),
     Case(
@@ -247,7 +254,8 @@ CASES = (
     Case("encounter entered in error", "fhir", put(ENC, 0, status="entered-in-error"), used="nothing was: 1"),
     Case("observation in an impossible year", "fhir", put(OBS, 0, effectiveDateTime="0203-01-10T09:00:00Z"),
          used="facts in an impossible year: 1"),
-    Case("observation whose time is a name", "fhir", put(OBS, 6, effectiveDateTime=SECRET), used="facts without a time: 1"),
+    Case("observation whose time is a name", "fhir", put(OBS, 6, effectiveDateTime=SECRET),
+         used="facts without a time: 1"),
     Case("observation without a subject", "fhir", put(OBS, 0, subject=None), used="facts of no known patient: 1"),
     Case("observation without a code", "fhir", put(OBS, 0, code=None), "code"),
     Case("observation whose code is text", "fhir", put(OBS, 6, code=SECRET), "Observation"),

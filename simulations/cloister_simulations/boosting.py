@@ -69,7 +69,7 @@ class Hospital:
             ]
             for own in (self.slope, self.bend)
         ]
-        return np.asarray(made)
+        return np.asarray(made, dtype=np.float64)
 
     def split(self, column: Whole, at: Whole) -> None:
         """Rows of leaf k go to 2k, or to 2k + 1 if their bin of column[k] is above at[k]."""
@@ -130,4 +130,5 @@ def _best(total: Vector, terms: Terms) -> tuple[Whole, Whole]:
 
 
 def _by_leaf(hospital: Hospital, leaves: int) -> Vector:
-    return np.stack([np.bincount(hospital.leaf, own, leaves) for own in (hospital.slope, hospital.bend)])
+    sums = [np.bincount(hospital.leaf, own, leaves) for own in (hospital.slope, hospital.bend)]
+    return np.asarray(sums, dtype=np.float64)

@@ -282,6 +282,23 @@ def test_onnx_says_what_the_network_says(hospital, release):
     assert said == pytest.approx(released.network.output(torch.from_numpy(x)).numpy(), abs=1e-5)
 
 
+class Recurrent(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru, self.head = torch.nn.GRU(2, 4, batch_first=True), torch.nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.head(self.gru(x.unflatten(1, (3, 2)))[0][:, -1])
+
+
+def test_what_onnx_cannot_say_for_any_number_of_rows_torchscript_says(tmp_path):
+    from cloister_shared.networks.portable import written
+
+    path, why = written(Recurrent().eval(), torch.randn(3, 6), tmp_path / "model")
+    assert (path, why) == (tmp_path / "model.ts", "")
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_what_neither_form_can_say_is_said_and_not_left_lying(tmp_path):
     from cloister_shared.networks.portable import written
 

@@ -42,10 +42,13 @@ class Clinic:
         self.states = 0
         """Resources left out because they say that nothing was."""
         self._wanted = wanted
-        self._known: dict[tuple[str | None, str], int] = {}
+        self._known: dict[tuple[str | None, str | None], int] = {}
         self._medications: dict[str, Resource] = {}
         self._prescribed: list[tuple[Resource, str]] = []
         self._events = 0
+        self._names: dict[str, str] | None = None
+        self._people: dict[str, int] = {}
+        self._stays: dict[str, int] = {}
 
     def take(self, resource: Resource, names: dict[str, str] | None = None) -> None:
         """One resource; ``names`` has what a bundle's own addresses stand for."""
@@ -54,7 +57,8 @@ class Clinic:
         if reader is None:
             return
         self._names = names
-        if resource.get("status") in _NOT_SO or _coded(resource.get("verificationStatus")) in _NOT_SO:
+        unsure = resource.get("verificationStatus")
+        if resource.get("status") in _NOT_SO or (unsure and _coded(unsure) in _NOT_SO):
             self.states += 1
         else:
             reader(self, resource)
@@ -84,11 +88,11 @@ class Clinic:
         self.encounters[self.stays.place(_id(resource))] = (patient, start, end, kind)
 
     def _observation(self, resource: Resource) -> None:
-        time = _time(resource, "effective") or resource.get("issued")
+        time = resource.get("effectiveDateTime") or _time(resource, "effective") or resource.get("issued")
         event = self._event(resource)
         if "code" in resource:
             self._fact(resource, resource["code"], time, resource, event)
-        for at, component in enumerate(resource.get("component") or (), start=1):
+        for at, component in enumerate(resource.get("component") or (), start=1) if "component" in resource else ():
             self._fact(resource, component["code"], time, component, event + at)
 
     def _condition(self, resource: Resource) -> None:
@@ -130,25 +134,34 @@ class Clinic:
     ) -> None:
         if concept is None:
             return
-        codes = [code for coding in concept.get("coding") or () if (code := self._code(coding)) >= 0]
-        if not codes:
-            return
-        value, unit, answer = _answer(answered) if answered else (math.nan, None, None)
-        gathered = self.facts
-        event = self._event(resource) if event is None else event
-        patient, encounter = self._person(resource), self._stay(resource)
-        unit, answer = gathered.units.place(unit), gathered.answers.place(answer)
-        for code in codes:
-            gathered.add(event, patient, encounter, _text(time), code, value, unit, answer)
+        for coding in concept.get("coding") or ():
+            code = self._known.get((coding.get("system"), coding.get("code")))
+            if code is None:
+                code = self._code(coding)
+            if code < 0:
+                continue
+            value, unit, answer = _answer(answered) if answered else _NOTHING
+            event = self._event(resource) if event is None else event
+            units, answers = self.facts.units, self.facts.answers
+            self.facts.add(
+                (
+                    event,
+                    self._person(resource),
+                    self._stay(resource),
+                    _text(time),
+                    code,
+                    value,
+                    units.place(unit) if unit else -1,
+                    answers.place(answer) if answer else -1,
+                )
+            )
 
     def _code(self, coding: Resource) -> int:
-        """The number of a code that is wanted, or -1."""
-        key = coding.get("system"), coding.get("code")
-        known = self._known.get(key)  # pyright: ignore[reportArgumentType]
-        if known is None:
-            text = f"{_SYSTEMS.get(key[0] or '', 'LOCAL')}:{_text(key[1]) or ''}"
-            known = self.facts.codes.place(text) if key[1] and self._wanted(text) else -1
-            self._known[key] = known  # pyright: ignore[reportArgumentType]
+        """The number of a code that was not met before, if it is wanted, or -1."""
+        system, code = _text(coding.get("system")), _text(coding.get("code"))
+        text = f"{_SYSTEMS.get(system or '', 'LOCAL')}:{code}"
+        known = self.facts.codes.place(text) if code and self._wanted(text) else -1
+        self._known[system, code] = known
         return known
 
     def _event(self, resource: Resource) -> int:
@@ -161,11 +174,21 @@ class Clinic:
 
     def _person(self, resource: Resource) -> int:
         subject = resource.get("subject") or resource.get("patient")
-        return self.people.place(self._local(subject.get("reference") or "")) if subject else -1
+        return self._place(subject, self.people, self._people) if subject else -1
 
     def _stay(self, resource: Resource) -> int:
         encounter = resource.get("encounter")
-        return self.stays.place(self._local(encounter.get("reference") or "")) if encounter else -1
+        return self._place(encounter, self.stays, self._stays) if encounter else -1
+
+    def _place(self, named: Resource, words: Words, seen: dict[str, int]) -> int:
+        """The number of what a reference means; ``seen`` has those that were met outside of bundles."""
+        reference = named.get("reference") or ""
+        if self._names is not None:
+            return words.place(self._local(reference))
+        place = seen.get(reference)
+        if place is None:
+            place = seen[reference] = words.place(self._local(reference))
+        return place
 
     def _local(self, reference: str) -> str:
         """The id that a reference means."""
@@ -197,6 +220,9 @@ _ELEMENTS = (
 )
 READ = frozenset(_ELEMENTS.split())
 """Elements that are read; a fault of another one does no harm."""
+
+
+_NOTHING = (math.nan, None, None)
 
 
 def _id(resource: Resource) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from array import array
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cloister_client.connectors.clinical import NEVER, Facts, Places, Times, seconds
 
-_CHUNK = 100_000
+Row = tuple[int, int, int, str | None, int, float, int, int]
+"""Event, patient, encounter, time, code, value, unit, answer."""
+_CHUNK = 20_000
 
 
 class Words:
@@ -25,82 +27,41 @@ class Words:
         return self.places.setdefault(text, len(self.places))
 
 
-class Times64:
-    """Times as text, made numbers so many at a time."""
-
-    def __init__(self) -> None:
-        self._texts: list[str | None] = []
-        self._parts: list[Times] = []
-
-    def add(self, text: str | None) -> None:
-        """One more."""
-        self._texts.append(text)
-        if len(self._texts) == _CHUNK:
-            self._flush()
-
-    def _flush(self) -> None:
-        self._parts.append(seconds(self._texts))
-        self._texts = []
-
-    def whole(self) -> Times:
-        """All of them."""
-        self._flush()
-        return np.concatenate(self._parts)
-
-
 class Gathered:
     """Facts so far."""
 
     def __init__(self) -> None:
         self.codes, self.units, self.answers = Words(), Words(), Words()
-        self._event, self._value = array("q"), array("d")
-        self._patient, self._encounter = array("i"), array("i")
-        self._code, self._unit, self._answer = array("i"), array("i"), array("i")
-        self._time = Times64()
+        self._rows: list[Row] = []
+        self._parts: list[tuple[NDArray[Any], ...]] = []
 
-    def add(
-        self,
-        event: int,
-        patient: int,
-        encounter: int,
-        time: str | None,
-        code: int,
-        value: float,
-        unit: int,
-        answer: int,
-    ) -> None:
+    def add(self, row: Row) -> None:
         """One more fact under one of its codes."""
-        self._event.append(event)
-        self._patient.append(patient)
-        self._encounter.append(encounter)
-        self._time.add(time)
-        self._code.append(code)
-        self._value.append(value)
-        self._unit.append(unit)
-        self._answer.append(answer)
+        self._rows.append(row)
+        if len(self._rows) == _CHUNK:
+            self._flush()
+
+    def _flush(self) -> None:
+        event, patient, encounter, time, code, value, unit, answer = (
+            zip(*self._rows, strict=True) if self._rows else [()] * 8
+        )
+        self._rows = []
+        numbers = (np.array(column, np.int32) for column in (patient, encounter, code, unit, answer))
+        self._parts.append((np.array(event, np.int64), seconds(list(time)), np.array(value, float), *numbers))
 
     def facts(self, patients: Places, encounters: Places, starts: Times) -> Facts:
         """In columns; a fact without a time is of its encounter's start.
 
         ``patients`` and ``encounters`` have the place, or -1, of each number that was given as patient and encounter.
         """
-        said = np.frombuffer(self._encounter, np.int32)
+        self._flush()
+        event, time, value, patient, said, code, unit, answer = map(np.concatenate, zip(*self._parts, strict=True))
         place = np.append(encounters, -1)[said]
-        time = self._time.whole()
         start = np.append(starts, NEVER)[place]
         time = np.where((time == NEVER) & (place >= 0), start, time)
-        found = Facts(
-            np.frombuffer(self._event, np.int64),
-            np.append(patients, -1).astype(np.int32)[np.frombuffer(self._patient, np.int32)],
-            time,
-            np.frombuffer(self._code, np.int32),
-            np.frombuffer(self._value, np.float64),
-            np.frombuffer(self._unit, np.int32),
-            np.frombuffer(self._answer, np.int32),
-            list(self.codes.places),
-            list(self.units.places),
-            list(self.answers.places),
-        )
+        known = np.append(patients, -1).astype(np.int32)[patient]
+        words = (list(self.codes.places), list(self.units.places), list(self.answers.places))
+        found = Facts(event, known, time, code, value, unit, answer, *words)
         return _once(found)
 
 

@@ -73,13 +73,18 @@ def beats(record: Path, annotator: str = "atr") -> tuple[NDArray[np.float64], li
 
 
 def _signals(folder: Path, name: str, site: str) -> Signals:
-    import wfdb
-
+    try:
+        import wfdb
+    except ImportError:
+        raise DataRefused(
+            f"The recordings of {site} need the package wfdb, which is not installed.",
+            mend="Install cloister[waveforms].",
+        ) from None
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise DataRefused(f"A recording of {site} lies outside of {folder.name}.", mend="Name records in that folder.")
     try:
-        record = wfdb.rdrecord(str(path))
+        record: Any = wfdb.rdrecord(str(path))
         samples: NDArray[np.float64] = np.asarray(record.p_signal, dtype=float)
         return samples, {signal: at for at, signal in enumerate(record.sig_name or ())}, float(record.fs or 0)
     except Exception as error:  # wfdb raises whatever a malformed header makes numpy or Python raise

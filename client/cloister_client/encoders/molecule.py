@@ -40,7 +40,7 @@ _ELEMENTS = ("C", "N", "O", "F", "P", "S", "Cl", "Br", "I", "B")
 
 def _graph(read: Any, atoms: int) -> NDArray[np.float32]:
     """[atoms, 32 + atoms]: the numbers of each atom, the first of which is 1; then the order of its bond to each."""
-    from rdkit.Chem import HybridizationType, rdmolops  # pyright: ignore[reportAttributeAccessIssue]
+    from rdkit.Chem import ChiralType, HybridizationType, rdmolops  # pyright: ignore[reportAttributeAccessIssue]
 
     found = np.zeros((atoms, ATOM + atoms), np.float32)
     hybrids = (HybridizationType.SP, HybridizationType.SP2, HybridizationType.SP3)
@@ -56,7 +56,8 @@ def _graph(read: Any, atoms: int) -> NDArray[np.float32]:
             atom.GetIsAromatic(),
             atom.IsInRing(),
             atom.GetFormalCharge(),
-            atom.HasProp("_ChiralityPossible"),
+            atom.GetChiralTag() == ChiralType.CHI_TETRAHEDRAL_CW,
+            atom.GetChiralTag() == ChiralType.CHI_TETRAHEDRAL_CCW,
             atom.GetMass() / 100,
         ]
     bonds = rdmolops.GetAdjacencyMatrix(read, useBO=True)

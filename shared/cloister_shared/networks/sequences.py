@@ -30,8 +30,8 @@ class Grid:
 
     def parted(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of [n, width] scalars [n, scalars], values and masks, both [n, steps, channels]."""
-        values, taken = x[:, self.scalars :].unflatten(1, (self.steps, 2 * self.channels)).split(self.channels, dim=2)
-        return x[:, : self.scalars], values, taken
+        grid: Tensor = x[:, self.scalars :].reshape(len(x), self.steps, 2 * self.channels)
+        return x[:, : self.scalars], grid[..., : self.channels], grid[..., self.channels :]
 
 
 class SeriesNetwork(nn.Module):
@@ -85,18 +85,16 @@ def encoder(model: Literal["gru", "lstm", "transformer"], inputs: int, steps: in
 class Transformer(nn.Module):
     """Pre-norm attention over all steps (Xiong et al. 2020), [n, steps, inputs] to [n, steps, units]."""
 
-    positions: Tensor
-
     def __init__(self, inputs: int, steps: int, units: int, layers: int) -> None:
         super().__init__()
         self.embed = nn.Linear(inputs, units)
         self.blocks = nn.ModuleList(Block(units) for _ in range(layers))
         self.norm = nn.LayerNorm(units)
-        self.register_buffer("positions", waves(steps, units), persistent=False)
+        self.positions = waves(steps, units)  # no buffer: under privacy those are taken for statistics of rows
 
     def forward(self, x: Tensor) -> Tensor:
         """What each step is, having seen the others."""
-        x = self.embed(x) + self.positions
+        x = self.embed(x) + self.positions.to(x)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)

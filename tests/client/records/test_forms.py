@@ -2,19 +2,27 @@
 
 import json
 import sqlite3
+import sys
+from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
+import sqlalchemy.exc
 
 from cloister_client.connectors.connector import open_records
+from cloister_client.connectors.omop import OmopConnector
 from cloister_client.dataset import Dataset, load_dataset
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import load, parse
 from cloister_shared.plan_rules import broken
 from cloister_shared.schema import Schema
 from cloister_simulations.sources.clinical_forms import Invented, Table, invent, omop_tables, write_form, write_tables
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "simulations" / "benchmarks"))
+from clinical_postgres import postgres, site_folder  # pyright: ignore[reportMissingImports]
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +55,19 @@ def test_a_clinical_form_and_the_flat_table_are_the_same(form, plan, invented, f
     same(load_dataset(open_records(write_form(invented, form, tmp_path, "st-marys")), plan), flat)
 
 
+WORDS = ("vocabulary_id", "concept_code", "standard_concept")
+
+
 def fill(connection, tables: dict[str, Table], mark: str) -> None:
     """The tables of OMOP with the types that its own scripts give them."""
     for name, (columns, rows) in tables.items():
         kinds = [
-            "double precision" if c == "value_as_number" else "timestamp" if c.endswith("datetime")
-            else "date" if c.endswith("date") else "varchar(50)" if "_value" in c or c in ("vocabulary_id", "concept_code", "standard_concept")
-            else "bigint" for c in columns
+            "double precision" if column == "value_as_number"
+            else "timestamp" if column.endswith("datetime")
+            else "date" if column.endswith("date")
+            else "varchar(50)" if column in WORDS or "_value" in column
+            else "bigint"
+            for column in columns
         ]  # fmt: skip
         connection.execute(f"CREATE TABLE {name} ({', '.join(map(' '.join, zip(columns, kinds, strict=True)))})")
         cells = [tuple(None if cell == "" else cell for cell in row) for row in rows]
@@ -83,6 +97,30 @@ def test_a_database_is_the_same_as_its_tables(put, plan, invented, flat, tmp_pat
     url = put(tmp_path, omop_tables(invented))
     (tmp_path / "site.yaml").write_text(f"site: st-marys\nomop: {{database: '{url}'}}\n")
     same(load_dataset(open_records(tmp_path / "site.yaml"), plan), flat)
+
+
+@pytest.mark.slow
+def test_postgresql_is_the_same_and_is_only_read(plan, invented, flat, tmp_path):
+    psycopg = pytest.importorskip("psycopg")
+    with ExitStack() as running:
+        try:
+            socket = running.enter_context(postgres())
+        except FileNotFoundError as absent:
+            pytest.skip(str(absent))
+        with psycopg.connect(f"host={socket} user=cloister dbname=postgres", autocommit=True) as connection:
+            connection.execute("CREATE SCHEMA cdm; SET search_path TO cdm")
+            fill(connection, omop_tables(invented), "%s")
+            connection.execute("CREATE ROLE reader LOGIN; GRANT USAGE ON SCHEMA cdm TO reader")
+            connection.execute("GRANT SELECT ON ALL TABLES IN SCHEMA cdm TO reader")
+        reader = open_records(site_folder(tmp_path / "reader", socket))
+        same(load_dataset(reader, plan), flat)
+        assert isinstance(reader, OmopConnector)
+        assert not reader.may_write()
+        owner = open_records(site_folder(tmp_path / "owner", socket, "cloister"))
+        assert isinstance(owner, OmopConnector)
+        assert owner.may_write()
+        with owner._open() as database, pytest.raises(sa.exc.InternalError, match="read-only"):
+            database._connection.execution_options(stream_results=False).execute(sa.text("DELETE FROM cdm.person"))
 
 
 def test_a_series_is_the_same_in_both_forms(plan, invented, tmp_path):
