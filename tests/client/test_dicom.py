@@ -288,19 +288,54 @@ def test_several_files_are_no_picture(tmp_path):
     assert refusal(tmp_path / "scan").said == "several files where the plan wants one picture"
 
 
+def nested(name, **tags):
+    """A data set with one sequence, of one item with these tags."""
+    from pydicom.dataset import Dataset
+    from pydicom.sequence import Sequence
+
+    inner, outer = Dataset(), Dataset()
+    for tag, value in tags.items():
+        setattr(inner, tag, value)
+    setattr(outer, name, Sequence([inner]))
+    return outer
+
+
+def multiframe(path):
+    """One file with three frames, the last one lowest; each with a rescale of its own."""
+    from pydicom import dcmread
+    from pydicom.sequence import Sequence
+
+    path.write_bytes(dicom_file(np.zeros((6, 5), np.int16), uid="1.2.8", signed=True, **CLEAN))
+    data = dcmread(path)
+    data.NumberOfFrames = 3
+    data.PixelData = np.repeat(np.array([1, 2, 3], "<i2"), 30).tobytes()
+    data.SharedFunctionalGroupsSequence = Sequence(
+        [nested("PlaneOrientationSequence", ImageOrientationPatient=[1, 0, 0, 0, 1, 0])]
+    )
+    groups = [nested("PlanePositionSequence", ImagePositionPatient=[0, 0, place]) for place in (-95.0, -97.5, -100.0)]
+    for slope, group in enumerate(groups, start=1):
+        scaled = nested("PixelValueTransformationSequence", RescaleSlope=slope, RescaleIntercept=10)
+        group.PixelValueTransformationSequence = scaled.PixelValueTransformationSequence
+    data.PerFrameFunctionalGroupsSequence = Sequence(groups)
+    data.save_as(path)
+
+
+def test_frames_of_one_file_are_rescaled_each_and_put_in_order(tmp_path):
+    multiframe(tmp_path / "a.dcm")
+    found = read(tmp_path / "a.dcm", feature(*VOLUME), PictureTerms())
+    assert found[0, :, 0, 0].tolist() == [3 * 3 + 10, 2 * 2 + 10, 1 * 1 + 10]
+    drawn = np.zeros((1, 6, 5))
+    drawn[0, 4, 1] = 1
+    segmentation(tmp_path / "seg.dcm", drawn, [-95.0])
+    put = mask(tmp_path / "seg.dcm", 3, PictureTerms(), [tmp_path / "a.dcm"])
+    assert np.argwhere(put[0]).tolist() == [[2, 4, 1]]
+
+
 def segmentation(path, frames, places):
     """A DICOM-SEG whose frames lie there; slices without a lesion are left out of it, as tools do."""
     from pydicom import dcmread
-    from pydicom.dataset import Dataset
     from pydicom.pixels.utils import pack_bits
     from pydicom.sequence import Sequence
-
-    def nested(name, **tags):
-        inner, outer = Dataset(), Dataset()
-        for tag, value in tags.items():
-            setattr(inner, tag, value)
-        setattr(outer, name, Sequence([inner]))
-        return outer
 
     path.write_bytes(dicom_file(np.zeros((6, 5), np.int16), uid="1.2.7", **CLEAN))
     data = dcmread(path)
@@ -331,6 +366,8 @@ def test_a_segmentation_is_put_upon_the_slices_it_was_drawn_on(tmp_path):
     segmentation(tmp_path / "seg.dcm", [first, second], [-95.0, 40.0])
     with pytest.raises(DataRefused, match="a segmentation of another series"):
         mask(tmp_path / "seg.dcm", 3, PictureTerms(), paths)
+    with pytest.raises(DataRefused, match="cannot be put upon the volume's"):
+        mask(tmp_path / "seg.dcm", 3, PictureTerms())
 
 
 # --- NIfTI -------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from cloister_client.privacy import refuse_running_statistics
 from cloister_shared.networks.images import varied
 from cloister_shared.noise import reproducible
 from cloister_shared.objective import objective_of
-from cloister_shared.plan_file import read_plan
+from cloister_shared.plan_file import amend, read_plan
 from cloister_shared.tasks.task import Augment
 
 PLAN = """\
@@ -176,3 +176,25 @@ def test_augment_of_pictures_alone(plan_with):
 
     with pytest.raises(PlanRefused, match="moves pictures, and the table has none"):
         plan_with(dp=True, training={"augment": {"copies": 2, "jitter": 0.0, "shift": 2}})
+
+
+def test_public_layers_of_a_picture_model_stand_still():
+    from cloister_shared.layout import layout_of, untrained
+
+    task = {"name": "image", "widths": [8, 16], "pretrained": {"sha256": "0" * 64, "frozen": ["conv", "norm"]}}
+    plan = plan_of([8, 8], task)
+    assert layout_of(plan, untrained(plan)).shared == (("head.weight", 16), ("head.bias", 1))
+
+
+def test_a_step_takes_each_picture_several_times_and_moved():
+    from cloister_client.privacy import _augmented
+
+    plan = plan_of([8, 8], {"name": "image", "widths": [8]})
+    private = {"mechanism": "site", "unit": "record", "epsilon": 3.0, "delta": 1e-5, "clip_norm": 1.0}
+    augment = {"copies": 3, "jitter": 0.0, "shift": 2, "flip": True}
+    copies, changed = _augmented(amend(plan, privacy=private, training={"augment": augment}))
+    x = torch.arange(64.0).repeat(30, 1)
+    moved = changed(x, reproducible("m"))
+    assert copies == 3
+    assert moved.shape == x.shape
+    assert len({tuple(row.tolist()) for row in moved}) > 10

@@ -94,7 +94,8 @@ def built(builder: Built) -> Built:
 
 
 def table(site_yaml: Path) -> Frame:
-    terms = yaml.safe_load(site_yaml.read_text(encoding="utf-8"))["table"]
+    terms = yaml.safe_load(site_yaml.read_text(encoding="utf-8"))
+    terms = terms["dicom"]["labels"] if "dicom" in terms else terms["table"]
     path = site_yaml.parent / terms["path"]
     frame: Frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     return frame.rename(columns={own: name for name, own in terms.get("columns", {}).items()})

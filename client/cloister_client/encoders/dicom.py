@@ -1,4 +1,4 @@
-"""A picture, a volume or a mask from DICOM files; the only door to pydicom beside the connector's.
+"""A picture, a volume or a mask from DICOM files.
 
 A file is used, or refused in one sentence that says what it is and never what stands in it. First it is held against
 what the hospital allows (who the patient is, private tags, writing in the pixels), then against the plan's feature.
@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cloister_client.encoders.dicom_pixels import frames, place, places
 from cloister_client.site_file import PictureTerms
 from cloister_shared.errors import DataRefused
 from cloister_shared.schema import ImageFeature
 
 Pixels = NDArray[np.float32]
-Point = NDArray[np.float64]
 
 MOST = 2**29
 """Pixels of one file: more is no picture, or is one that was made to fill the memory."""
@@ -105,11 +105,11 @@ def picture(paths: Sequence[Path], feature: ImageFeature, allowed: PictureTerms)
             _fits(file, feature)
     with _quiet("a picture whose pixels cannot be unpacked", "Export it without compression."):
         if len(files) == 1:
-            read = _frames(files[0], feature.channels)
+            read = frames(files[0], feature.channels)
         elif not volume:
             raise DataRefused("several files where the plan wants one picture", mend="Name one file.")
         else:
-            read = np.concatenate([_frames(one.data, feature.channels) for one in in_order(files)], axis=1)
+            read = np.concatenate([frames(one.data, feature.channels) for one in in_order(files)], axis=1)
     if volume and read.shape[1] == 1:
         raise DataRefused("one slice where the plan wants a volume", mend="Name the folder that holds the series.")
     if not volume and read.shape[1] > 1:
@@ -132,28 +132,29 @@ def mask(path: Path, size: int, allowed: PictureTerms, of: Sequence[Path] = ()) 
     with _quiet("a segmentation that cannot be unpacked", "Export it again."):
         from pydicom.pixels.utils import pixel_array
 
-        frames = np.asarray(pixel_array(data)).reshape(-1, data.Rows, data.Columns).astype(bool)
-        places = [
-            _place(frame, _shared(data)) for frame in data.get("PerFrameFunctionalGroupsSequence", [])[: len(frames)]
-        ]
+        segments = np.asarray(pixel_array(data)).reshape(-1, data.Rows, data.Columns).astype(bool)
+        known = places(data)[: len(segments)]
         if size == 2:
-            if len({None if place is None else round(place, 2) for place in places}) > 1:
+            if len({round(one, 2) for one in known}) > 1:
                 raise DataRefused("a mask of several slices where the plan wants one", mend="Export the one meant.")
-            return frames.max(axis=0, keepdims=True).astype(np.float32)
-        slices = in_order([opened(one, allowed) for one in of]) if len(of) > 1 else []
-        whole = [one.place for one in slices if one.place is not None]
-        known = [place for place in places if place is not None]
-        if len(known) < len(frames):
-            raise DataRefused("a segmentation that does not say where its slices lie", mend="Export it again.")
-        if not whole:
-            whole = sorted({round(place, 2) for place in known})
-        gap = float(np.min(np.diff(whole))) if len(whole) > 1 else 1.0
-        drawn = np.zeros((len(whole), *frames.shape[1:]), bool)
-        for frame, place in zip(frames, known, strict=True):
-            at = int(np.argmin(np.abs(np.asarray(whole) - place)))
-            if abs(whole[at] - place) > gap / 2:
+            return segments.max(axis=0, keepdims=True).astype(np.float32)
+        source = [opened(one, allowed) for one in of]
+        if len(source) > 1:
+            lying = [one.place for one in in_order(source) if one.place is not None]
+        else:
+            lying = sorted(places(source[0])) if source else []
+        if len(known) < len(segments) or not lying:
+            raise DataRefused(
+                "a segmentation whose slices cannot be put upon the volume's",
+                mend="Name the DICOM series that it was drawn on, and export both with their positions.",
+            )
+        gap = float(np.min(np.diff(lying))) if len(lying) > 1 else 1.0
+        drawn = np.zeros((len(lying), *segments.shape[1:]), bool)
+        for segment, where in zip(segments, known, strict=True):
+            at = int(np.argmin(np.abs(np.asarray(lying) - where)))
+            if abs(lying[at] - where) > gap / 2:
                 raise DataRefused("a segmentation of another series", mend="Name the one drawn on this volume.")
-            drawn[at] |= frame
+            drawn[at] |= segment
         return drawn[None].astype(np.float32)
 
 
@@ -200,7 +201,7 @@ def in_order(files: Sequence[Any]) -> list[Slice]:
     Raises:
         DataRefused: they are not one whole volume.
     """
-    slices = [Slice(data, _place(data, data), _whole(data.get("InstanceNumber"))) for data in files]
+    slices = [Slice(data, place(data, data), _whole(data.get("InstanceNumber"))) for data in files]
     if len({str(data.get("SeriesInstanceUID")) for data in files}) > 1:
         raise DataRefused("slices of several series", mend="Give each series a folder of its own.")
     shapes = {(data.get("Rows"), data.get("Columns"), int(data.get("NumberOfFrames") or 1)) for data in files}
@@ -271,88 +272,6 @@ def _fits(data: Any, feature: ImageFeature) -> None:
     frames = int(data.get("NumberOfFrames") or 1)
     if not 0 < int(data.get("Rows") or 0) * int(data.get("Columns") or 0) * frames <= MOST:
         raise DataRefused("a picture of an impossible size", mend="Export it again.")
-
-
-# --- pixels --------------------------------------------------------------------------------------------------
-def _frames(data: Any, channels: int) -> Pixels:
-    """[channels, frames, rows, columns], in the order of place where frames have one."""
-    from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
-    from pydicom.pixels.utils import pixel_array
-
-    shape = (int(data.get("NumberOfFrames") or 1), int(data.Rows), int(data.Columns))
-    kind = str(data.get("PhotometricInterpretation", ""))
-    stored = pixel_array(data)  # YBR becomes RGB here
-    if kind == "PALETTE COLOR":
-        stored = apply_color_lut(stored, data)
-    read = np.asarray(stored)
-    groups = data.get("PerFrameFunctionalGroupsSequence", [])
-    if read.size == 3 * int(np.prod(shape)):
-        deep = int(data.BitsStored) if kind != "PALETTE COLOR" else 8 * read.dtype.itemsize
-        colour = read.reshape(*shape, 3).astype(np.float64) * (255 / (2.0**deep - 1))
-        three = np.moveaxis(colour, -1, 0)
-        made = three if channels == 3 else np.tensordot([0.299, 0.587, 0.114], three, axes=1)[None]
-    elif kind in ("MONOCHROME1", "MONOCHROME2"):
-        grey = read.reshape(shape)
-        ends = _stored_ends(data)
-        if groups:
-            made = np.empty(shape, np.float64)
-            for at, group in enumerate(groups):
-                slope, intercept = _frame_rescale(group, _shared(data))
-                made[at] = grey[at] * slope + intercept
-                if kind == "MONOCHROME1":
-                    made[at] = sum(ends) * slope + 2 * intercept - made[at]
-        else:
-            made = np.asarray(apply_modality_lut(grey, data), np.float64)
-            if kind == "MONOCHROME1" and "ModalityLUTSequence" not in data:
-                slope, intercept = float(data.get("RescaleSlope", 1)), float(data.get("RescaleIntercept", 0))
-                made = sum(ends) * slope + 2 * intercept - made
-            elif kind == "MONOCHROME1":
-                made = made.max() + made.min() - made
-        made = np.repeat(made[None], channels, axis=0)
-    else:
-        raise DataRefused("a picture of a kind that is neither grey nor colour", mend="Export it as RGB.")
-    places = [_place(group, _shared(data)) for group in groups]
-    if len(places) == shape[0] > 1 and all(place is not None for place in places):
-        made = made[:, np.argsort([place or 0.0 for place in places], kind="stable")]
-    if not np.isfinite(made).all():
-        raise DataRefused("a pixel that is no number", mend="Export it again.")
-    return made.astype(np.float32)
-
-
-def _stored_ends(data: Any) -> tuple[int, int]:
-    """The least and the greatest that a stored value can be."""
-    bits = int(data.BitsStored)
-    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if data.get("PixelRepresentation") else (0, 2**bits - 1)
-
-
-def _frame_rescale(group: Any, shared: Any) -> tuple[float, float]:
-    for where in (group, shared):
-        for terms in where.get("PixelValueTransformationSequence", []):
-            return float(terms.get("RescaleSlope", 1)), float(terms.get("RescaleIntercept", 0))
-    return 1.0, 0.0
-
-
-# --- where a slice lies --------------------------------------------------------------------------------------
-def _shared(data: Any) -> Any:
-    """What all frames of a file have in common."""
-    groups = data.get("SharedFunctionalGroupsSequence", [])
-    return groups[0] if groups else data
-
-
-def _place(frame: Any, shared: Any) -> float | None:
-    """Along the normal of the plane, in millimetres, so that it rises with the slices' order; None if not said."""
-    at: Any = None
-    lines: Any = None
-    for where in (frame, shared):
-        position, orientation = where.get("PlanePositionSequence"), where.get("PlaneOrientationSequence")
-        at = at or where.get("ImagePositionPatient") or (position[0].get("ImagePositionPatient") if position else None)
-        lines = lines or where.get("ImageOrientationPatient")
-        lines = lines or (orientation[0].get("ImageOrientationPatient") if orientation else None)
-    if not at or not lines:
-        return None
-    axes: Point = np.asarray(lines, np.float64)
-    normal = np.cross(axes[:3], axes[3:])
-    return float(normal @ np.asarray(at, np.float64))
 
 
 # --- small things --------------------------------------------------------------------------------------------

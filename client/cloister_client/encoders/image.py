@@ -93,7 +93,7 @@ def masks(
             path = _files(cells[row], folder)
             if path and len(path) == 1 and _is_dicom(path[0]):
                 source = _files(of[row], folder) if of is not None and not _gap(of[row]) else ()
-                drawn = dicom.mask(path[0], len(feature.size), allowed, source)
+                drawn = dicom.mask(path[0], len(feature.size), allowed, [one for one in source if _is_dicom(one)])
             else:
                 drawn = pixels(cells[row], flat, folder, allowed)
             y[row] = resized((drawn > 0).astype(np.float32), feature.size)[0] > 0.5
