@@ -1,8 +1,9 @@
 """Two hundred rounds of 5 hospitals, of which one at a time is killed, cut off or slow, as a seeded generator says.
 
 Memory and open files are read after every round but the last: of the round worker, the SuperLink, the control
-service, and of the one agent that is left alone, with its training process. The coordinator itself is left alone too,
-for a process that is begun anew tells nothing of a leak.
+service, and of the one agent that is left alone, with its training process. Connections come and go with the hospitals
+that are away, so of those only such count as the other side has ended and this one has not closed. The coordinator
+itself is left alone too, for a process that is begun anew tells nothing of a leak.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from functools import partial
 import deployed
 from deployed import agree, plan_of, records, service
 from figures import Figure, at_most, progress
-from processes import children, family, open_files, resident
+from processes import children, family, kept_files, resident
 
 from cloister_simulations.deployment import CommandFailed, Consortium, until
 
@@ -140,7 +141,7 @@ def look(watched: dict[str, list[int]], seen: Soaked) -> None:
     """
     for name, pids in watched.items():
         try:
-            memory, files = (sum(map(of, pids)) for of in (resident, open_files))
+            memory, files = (sum(map(of, pids)) for of in (resident, kept_files))
         except OSError:
             raise CommandFailed(f"The process called {name} ended during the soak.") from None
         seen.memory[name].append(memory)

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cloister_shared.errors import Fault
@@ -50,6 +50,22 @@ def cpu(pid: int) -> float:
 def open_files(pid: int) -> int:
     """File descriptors, of sockets too."""
     return len(os.listdir(_file(pid, "fd")))
+
+
+def kept_files(pid: int) -> int:
+    """File descriptors that are no connection, and connections that the other side has ended and this one has not."""
+    ended, count = _ended_by_the_other_side(pid), 0
+    for path in _file(pid, "fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            name = os.readlink(path)
+            count += not name.startswith("socket:") or name[8:-1] in ended
+    return count
+
+
+def _ended_by_the_other_side(pid: int) -> set[str]:
+    """Inodes of TCP sockets in CLOSE_WAIT, which the kernel keeps until the process closes them."""
+    lines = [line.split() for name in ("tcp", "tcp6") for line in _file(pid, f"net/{name}").read_text().splitlines()]
+    return {parts[9] for parts in lines if parts[3] == "08"}
 
 
 def words(pid: int) -> list[str]:
