@@ -1,7 +1,7 @@
 """Every shipped scenario of a clinical task, run as anybody would, and the page of the documentation that comes of it.
 
-    make results                                   all of them; half an hour on 4 cores
-    make results ARGS="mortality pneumonia"        some; the page keeps what it says of the others
+make results                                   all of them; half an hour on 4 cores
+make results ARGS="mortality pneumonia"        some; the page keeps what it says of the others
 """
 
 from __future__ import annotations
@@ -28,17 +28,16 @@ PAGE, RUNS = ROOT / "docs/results.md", ROOT / "runs"
 HEAD = """# What the tasks reach
 
 Each row is one scenario that comes with Cloister, run by the command beside it. **Pooled** is trained on all hospitals'
-records in one place, **alone** is each hospital's own model on its own patients, **federated** is trained without the
-records leaving, and **private** is that with differential privacy at the epsilon shown; federated and private models are
-trained under the secure sum. Values are of held-out records of all hospitals together, with their 95 % intervals, over
-the scenario's seeds. Sites that are named proxies in a scenario's first lines are no real hospitals.
+records in one place, **alone** is each hospital's own model on its own patients, **federated** is trained without
+records that leave, and **private** is that with differential privacy at the epsilon shown; the latter two are under the
+secure sum. Values are of held-out records of all hospitals together, with their 95 % intervals, over the scenario's
+seeds. Sites that a scenario's first lines call proxies are no real hospitals.
 
 This page is written by `make results`; the test of each scenario is a smaller run of the same.
 
-| scenario | what it learns | measure | pooled | alone | federated | private | epsilon | command |
-|---|---|---|---|---|---|---|---|---|
 """
 ARMS = ("pooled", "alone", "federated", "private")
+COLUMNS = ("scenario", "what it learns", "measure", *ARMS, "epsilon", "command")
 
 
 def main() -> None:
@@ -53,7 +52,8 @@ def main() -> None:
         with ThreadPoolExecutor(asked.at_once) as pool:
             for name, said in pool.map(run, names):
                 print(f"{name}: {said}", flush=True)
-    PAGE.write_text(HEAD + "".join(rows(shipped())), encoding="utf-8")
+    table = [_line(COLUMNS), _line(["---"] * len(COLUMNS)), *rows(shipped())]
+    PAGE.write_text(HEAD + "".join(table), encoding="utf-8")
 
 
 def run(name: str) -> tuple[str, str]:
@@ -90,6 +90,10 @@ def row(scenario: Scenario, lines: list[dict[str, Any]]) -> str:
         f"{epsilon:.2f}" if epsilon else "–",
         f"`cloister-sim run {scenario.name}`",
     ]
+    return _line(cells)
+
+
+def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 

@@ -111,7 +111,13 @@ def with_a_refusal_of_what_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def without_a_coin_for_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(binary, "probabilities", lambda output: binary.sigmoid(output[:, 0].astype(np.float64)))
+    def strict(output):
+        risk = binary.sigmoid(output[:, 0].astype(np.float64))
+        if np.isnan(risk).any():
+            raise ValueError("a risk is no number")
+        return risk
+
+    monkeypatch.setattr(binary, "probabilities", strict)
 
 
 def without_a_bound_on_rows(monkeypatch: pytest.MonkeyPatch) -> None:

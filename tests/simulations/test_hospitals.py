@@ -42,6 +42,8 @@ RECORDS = {
 }
 SMALL: dict[str, dict[str, Any]] = {
     "barrier": {"molecules": 300},
+    "clinical-forms": {"patients": 120},
+    "dicom": {"sites": 2},
     "generated-ehr": {"patients": 1200},
     "generated-stays": {"stays": 300},
     "mortality": {"max_stays": 300},

@@ -25,7 +25,7 @@ def weighed(words: Tensor) -> tuple[Tensor, Tensor]:
     begun = torch.where(torch.cat([edge, same], dim=1), torch.zeros_like(at), at).cummax(dim=1).values
     last = ~torch.cat([same, edge], dim=1) & (words > 0)
     counts = torch.where(last, (at - begun + 1).float().log() + 1, 0.0)
-    length: Tensor = torch.linalg.vector_norm(counts, dim=1, keepdim=True).clamp(min=1.0)
+    length = counts.square().sum(dim=1, keepdim=True).sqrt().clamp(min=1.0)
     return words, counts / length
 
 
