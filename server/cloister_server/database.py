@@ -72,7 +72,10 @@ def _sqlite(url: sa.URL, path: Path) -> sa.Engine:
                 connection.execute("PRAGMA journal_mode = WAL")
     except (OSError, sqlite3.Error) as error:
         raise RegistryBroken(f"{path} cannot be used: {error}.", mend="Correct its folder, or restore it.") from None
-    engine = sa.create_engine(url, hide_parameters=True, connect_args={"timeout": _PATIENCE})
+    # Two connections are kept; more, when all are busy at once, are closed again: each holds files open.
+    engine = sa.create_engine(
+        url, hide_parameters=True, connect_args={"timeout": _PATIENCE}, pool_size=2, max_overflow=30
+    )
 
     def connected(connection: Any, _: object) -> None:
         connection.isolation_level = None  # or Python's module begins and ends transactions of its own
