@@ -91,9 +91,17 @@ class Consortium:
     def start(self, environment: Mapping[str, str] | None = None) -> None:
         """Start the coordinator and wait until all its ports answer; ``environment`` is added to this process's."""
         self._spawn("coordinator", "cloister_server.cli", ("start", str(self.home)), environment)
+        self.ready()
+
+    def ready(self, seconds: float = 30) -> None:
+        """Wait until all the coordinator's ports answer: after a fall its services come back one by one.
+
+        Raises:
+            CommandFailed: they do not in time.
+        """
         settings = read_settings(self.home)
         for address in (settings.rounds, settings.control, settings.admin, settings.pages):
-            until(partial(_answers, split(address)), 30, f"the coordinator answers on {address}")
+            until(partial(_answers, split(address)), seconds, f"the coordinator answers on {address}")
 
     def enrol(self, name: str, *words: str) -> None:
         """Invite a hospital and let it enrol; ``words`` are added to what it types."""

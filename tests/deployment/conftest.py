@@ -295,6 +295,7 @@ def consortium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Night]:
 def night(consortium: Night, request: pytest.FixtureRequest) -> Iterator[Night]:
     """The consortium, whole; and whole again after the test."""
     consortium.revive()
+    consortium.ready(LONG)
     yield consortium
     consortium.mend()
 
