@@ -18,12 +18,12 @@ from pathlib import Path
 from cloister_client.book import begun
 from cloister_client.ceilings import officers_of
 from cloister_client.connectors.connector import Connector, open_records
-from cloister_client.connectors.omop import OmopConnector
 from cloister_client.doctor_doors import doors, doors_of_invite
 from cloister_client.enrolment import due
 from cloister_client.findings import Finding, fails, ok, tried, warning
 from cloister_client.ledger import Ledger
 from cloister_client.membership import agent_folder, consortium_of, own_certificate
+from cloister_client.site_file import OmopSource
 from cloister_shared import audit
 from cloister_shared.certificates import public_key, read_key
 from cloister_shared.envelope import key_id, read_identity
@@ -63,8 +63,8 @@ def examined(site_yaml: Path, invite: Path | None = None) -> Iterator[Finding]:
     yield tried("disk", lambda: _disk(site_yaml.parent))
     if table:
         yield tried("records", lambda: _records(table))
-        if isinstance(table, OmopConnector):
-            yield tried("records' account", lambda: _account(table))
+        if omop := table.site.omop:
+            yield tried("records' account", lambda: _account(table.site.site, omop, table.folder))
         yield from _budget(table, site_yaml.parent)
 
 
@@ -188,8 +188,10 @@ def _records(table: Connector) -> Finding | str:
     return said if rows else fails("records", f"{said}.", "Export the table again.")
 
 
-def _account(table: OmopConnector) -> Finding | str:
-    if table.may_write():
+def _account(site: str, terms: OmopSource, folder: Path) -> Finding | str:
+    from cloister_client.connectors.omop import may_write
+
+    if may_write(site, terms, folder):
         mend = "Give it a role of its own: GRANT SELECT on the tables of OMOP, and nothing else."
         return warning("records' account", "It may change the records, which nothing here needs.", mend)
     return "it may only read"

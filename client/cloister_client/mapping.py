@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloister_client.connectors.clinical import OF_PATIENT, Records
+from cloister_client.connectors.coded import CodedConnector
 from cloister_client.connectors.connector import Connector
 from cloister_client.encoders.scalars import NO, YES, word
 from cloister_client.site_file import Converted
@@ -123,9 +124,8 @@ def mapped(schema: Schema, connector: Connector) -> Mapping:
     Raises:
         DataRefused: its records cannot be read.
     """
-    if connector.site.fhir or connector.site.omop:
-        section = "fhir" if connector.site.fhir else "omop"
-        return Mapping(section, _of_records(schema, connector))
+    if isinstance(connector, CodedConnector):
+        return Mapping("fhir" if connector.site.fhir else "omop", _of_records(schema, connector))
     return Mapping("table", _of_table(schema, connector))
 
 
@@ -264,7 +264,7 @@ def _inside(values: NDArray[np.float64], bounds: tuple[float, float]) -> float:
 
 
 # --- clinical records --------------------------------------------------------------------------------------
-def _of_records(schema: Schema, connector: Any) -> list[Match]:
+def _of_records(schema: Schema, connector: CodedConnector) -> list[Match]:
     from cloister_client.connectors.selection import select
 
     own, found = connector.terms, list[Match]()

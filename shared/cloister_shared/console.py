@@ -14,6 +14,25 @@ REFUSED, BROKEN, INTERRUPTED = 1, 2, 130
 """Exit codes: the platform said no; something broke; the user pressed Ctrl-C."""
 
 
+EXTRAS = {
+    "captum": "export",
+    "dicomweb_client": "imaging",
+    "duckdb": "records",
+    "fhir": "records",
+    "monai": "imaging",
+    "nibabel": "imaging",
+    "onnx": "export",
+    "onnxruntime": "export",
+    "orjson": "records",
+    "PIL": "imaging",
+    "psycopg": "postgres",
+    "pydicom": "imaging",
+    "rdkit": "molecules",
+    "wfdb": "waveforms",
+}
+"""Packages that not everybody installs, by the name that is imported, and the extra of Cloister that brings each."""
+
+
 def one_core() -> None:
     """Before anything heavy is imported: one process keeps to one core."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,6 +46,12 @@ def plain_errors() -> Generator[None, None, None]:
     except CloisterError as error:
         _say(str(error))
         raise SystemExit(REFUSED if isinstance(error, Refusal) else BROKEN) from None
+    except ModuleNotFoundError as absent:
+        name = (absent.name or "").partition(".")[0]
+        if name not in EXTRAS:
+            raise
+        _say(f"This needs {name}, which is not installed. Run pip install 'cloister[{EXTRAS[name]}]'.")
+        raise SystemExit(BROKEN) from None
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None

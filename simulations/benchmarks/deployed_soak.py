@@ -79,12 +79,9 @@ def growth(octets: Sequence[float]) -> float:
 
 
 def fewest(counts: Sequence[int]) -> tuple[int, int]:
-    """Open files in the last quarter and in the second: the fewest, for one that is read in mid-request has more.
-
-    One more may be there in the last: a connection of a pool that the other side closed stays until the pool is used.
-    """
+    """Open files in the last quarter and in the second: the fewest, for one that is read in mid-request has more."""
     quarter = len(counts) // 4
-    return min(counts[-quarter:]), min(counts[quarter : 2 * quarter]) + 1
+    return min(counts[-quarter:]), min(counts[quarter : 2 * quarter])
 
 
 def soaked() -> Soaked:

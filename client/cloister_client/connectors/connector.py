@@ -90,15 +90,15 @@ def open_records(site_yaml: Path) -> Connector:
         return _installed(site.connector.name)(site, folder)
     if site.fhir:
         _needs("orjson", "fhir")
-        from cloister_client.connectors.fhir import FhirConnector
+        from cloister_client.connectors.fhir import fhir_connector
 
-        return FhirConnector(site, folder)
+        return fhir_connector(site, site.fhir, folder)
     if site.omop:
         scheme = (site.omop.database or "").partition(":")[0]
         _needs("sqlalchemy", "psycopg" if scheme == "postgresql" else "sqlite3" if scheme == "sqlite" else "duckdb")
-        from cloister_client.connectors.omop import OmopConnector
+        from cloister_client.connectors.omop import omop_connector
 
-        return OmopConnector(site, folder)
+        return omop_connector(site, site.omop, folder)
     if site.dicom:
         from cloister_client.connectors.dicom import DicomConnector
 

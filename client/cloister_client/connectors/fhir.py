@@ -11,9 +11,9 @@ import gzip
 import io
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
@@ -21,133 +21,70 @@ from cloister_client.connectors.clinical import (
     Encounters,
     Patients,
     Records,
-    all_codes,
-    asked,
     births,
     meanings,
     seconds,
     sound,
     stands_for,
 )
+from cloister_client.connectors.coded import CodedConnector
 from cloister_client.connectors.fhir_resources import KINDS, READ, Clinic, named_in
-from cloister_client.connectors.selection import select
 from cloister_client.site_file import FhirFolder, SiteFile
 from cloister_shared.errors import DataRefused
-from cloister_shared.schema import Schema
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _ENDINGS = (".ndjson", ".ndjson.gz", ".jsonl", ".json", ".json.gz")
 _SAMPLE = 3
 """Resources of each kind that fhir.resources looks at."""
 
 
-@dataclass(frozen=True)
-class FhirConnector:
-    """Reads the folder that ``site.yaml`` names. Runs only inside the hospital."""
-
-    site: SiteFile
-    folder: Path
-
-    @property
-    def terms(self) -> FhirFolder:
-        """Its section of ``site.yaml``."""
-        assert self.site.fhir is not None
-        return self.site.fhir
-
-    @property
-    def source(self) -> str:
-        """The folder's name."""
-        return f"{(self.folder / self.terms.path).name} (FHIR)"
-
-    def describe(self) -> tuple[str, ...]:
-        """The codes that facts are written under, the most frequent first.
-
-        Raises:
-            DataRefused: the folder cannot be read, or is not FHIR.
-        """
-        facts = self.records(None).facts
-        counts = np.bincount(facts.code, minlength=len(facts.codes))
-        return tuple(facts.codes[at] for at in np.argsort(-counts, kind="stable"))
-
-    def rows(self, schema: Schema, also: tuple[str, ...] = ()) -> pd.DataFrame:
-        """See ``Connector``; a row is an encounter, as the plan's anchor says.
-
-        Raises:
-            DataRefused: the folder cannot be read, is not FHIR, or does not agree with the plan and site.yaml.
-        """
-        refuse_columns(also)
-        wanted = all_codes(schema, asked(schema, self.terms, self.site.site))
-        return select(self.records(wanted), schema, self.terms, self.site.site)
-
-    def count(self) -> int:
-        """How many encounters there are.
-
-        Raises:
-            DataRefused: they cannot be read.
-        """
-        return len(self.records(frozenset()).encounters.id)
-
-    def factors(self, schema: Schema) -> dict[str, tuple[float, float]]:
-        """None: each value names its own unit, and is converted with it."""
-        return {}
-
-    def records(self, wanted: frozenset[str] | None) -> Records:
-        """The records of these codes, or of all.
-
-        Raises:
-            DataRefused: the folder cannot be read, or is not FHIR.
-        """
-
-        def keeps(code: str) -> bool:
-            return wanted is None or any(stands_for(each, code) for each in wanted)
-
-        clinic, reader = Clinic(keeps), _Reader(self.site.site)
-        # Plain values that hold no circle: looking for circles in them would take a third of the time.
-        looking = gc.isenabled()
-        gc.disable()
-        try:
-            for path in self._files():
-                reader.read(path, clinic)
-            clinic.finish()
-        finally:
-            if looking:
-                gc.enable()
-        if not clinic.patients:
-            raise DataRefused(
-                f"{self.site.site}: {self.terms.path} holds no Patient.",
-                mend="Export Patient and Encounter beside the others, into the folder that fhir.path names.",
-            )
-        return _in_columns(clinic, wanted)
-
-    def _files(self) -> list[Path]:
-        folder = self.folder / self.terms.path
-        if not folder.is_dir():
-            raise DataRefused(
-                f"{self.site.site}: there is no folder {self.terms.path}.",
-                mend="Correct fhir.path in site.yaml; it is read beside that file. cloister-site fetch fills it.",
-            )
-        found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name.endswith(_ENDINGS))
-        if not found:
-            raise DataRefused(
-                f"{self.site.site}: {self.terms.path} holds no file of FHIR.",
-                mend=f"Put files there that end in {', '.join(_ENDINGS)}.",
-            )
-        return found
+def fhir_connector(site: SiteFile, terms: FhirFolder, folder: Path) -> CodedConnector:
+    """Of the folder that ``site.yaml`` names."""
+    where = folder / terms.path
+    return CodedConnector(site, folder, terms, lambda: f"{where.name} (FHIR)", partial(_records, site.site, where))
 
 
-def refuse_columns(also: tuple[str, ...]) -> None:
-    """Clinical records have no columns beside their facts.
+def _records(site: str, folder: Path, wanted: frozenset[str] | None) -> Records:
+    """The records of these codes, or of all.
 
     Raises:
-        DataRefused: the plan wants one.
+        DataRefused: the folder cannot be read, or is not FHIR.
     """
-    if also:
+
+    def keeps(code: str) -> bool:
+        return wanted is None or any(stands_for(each, code) for each in wanted)
+
+    clinic, reader = Clinic(keeps), _Reader(site)
+    # Plain values that hold no circle: looking for circles in them would take a third of the time.
+    looking = gc.isenabled()
+    gc.disable()
+    try:
+        for path in _files(site, folder):
+            reader.read(path, clinic)
+        clinic.finish()
+    finally:
+        if looking:
+            gc.enable()
+    if not clinic.patients:
         raise DataRefused(
-            f"The plan reads the column {also[0]}, and clinical records have no columns.",
-            mend="Have the plan hold patients out by number: evaluation: {holdout: 0.25}.",
+            f"{site}: {folder.name} holds no Patient.",
+            mend="Export Patient and Encounter beside the others, into the folder that fhir.path names.",
         )
+    return _in_columns(clinic, wanted)
+
+
+def _files(site: str, folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise DataRefused(
+            f"{site}: there is no folder {folder.name}.",
+            mend="Correct fhir.path in site.yaml; it is read beside that file. cloister-site fetch fills it.",
+        )
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name.endswith(_ENDINGS))
+    if not found:
+        raise DataRefused(
+            f"{site}: {folder.name} holds no file of FHIR.",
+            mend=f"Put files there that end in {', '.join(_ENDINGS)}.",
+        )
+    return found
 
 
 class _Reader:

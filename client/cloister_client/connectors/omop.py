@@ -8,7 +8,8 @@ hospital's own source value (``LOCAL:...``).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,19 +25,13 @@ from cloister_client.connectors.clinical import (
     Facts,
     Patients,
     Records,
-    all_codes,
-    asked,
     births,
     sound,
 )
-from cloister_client.connectors.fhir import refuse_columns
-from cloister_client.connectors.selection import select
+from cloister_client.connectors.coded import CodedConnector
 from cloister_client.site_file import OmopSource, SiteFile
-from cloister_shared.schema import Schema
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from cloister_client.connectors.sql import Database, Kind, Piece
 
 _VOCABULARIES = {
@@ -57,83 +52,49 @@ _STAYS = {9201: INPATIENT, 262: INPATIENT, 9203: EMERGENCY}
 _MAPS_TO = "Maps to"
 
 
-@dataclass(frozen=True)
-class OmopConnector:
-    """Reads the database or folder that ``site.yaml`` names. Runs only inside the hospital."""
+def omop_connector(site: SiteFile, terms: OmopSource, folder: Path) -> CodedConnector:
+    """Of the database or folder that ``site.yaml`` names."""
 
-    site: SiteFile
-    folder: Path
-
-    @property
-    def terms(self) -> OmopSource:
-        """Its section of ``site.yaml``."""
-        assert self.site.omop is not None
-        return self.site.omop
-
-    @property
-    def source(self) -> str:
-        """The database's name or the folder's, never an account."""
-        with self._open() as database:
+    def named() -> str:
+        with opened(site.site, terms, folder) as database:
             return f"{database.source} (OMOP)"
 
-    def describe(self) -> tuple[str, ...]:
-        """The codes that facts are written under, the most frequent first.
+    return CodedConnector(site, folder, terms, named, partial(_records, site.site, terms, folder))
 
-        Raises:
-            DataRefused: the database cannot be read, or is no OMOP.
-        """
-        facts = self.records(None).facts
-        counts = np.bincount(facts.code, minlength=len(facts.codes))
-        return tuple(facts.codes[at] for at in np.argsort(-counts, kind="stable"))
 
-    def rows(self, schema: Schema, also: tuple[str, ...] = ()) -> pd.DataFrame:
-        """See ``Connector``; a row is an encounter, as the plan's anchor says.
+def may_write(site: str, terms: OmopSource, folder: Path) -> bool:
+    """Whether the account could change the records.
 
-        Raises:
-            DataRefused: the database cannot be read, is no OMOP, or does not agree with the plan and site.yaml.
-        """
-        refuse_columns(also)
-        wanted = all_codes(schema, asked(schema, self.terms, self.site.site))
-        return select(self.records(wanted), schema, self.terms, self.site.site)
+    Raises:
+        DataRefused: the database cannot be opened.
+    """
+    with opened(site, terms, folder) as database:
+        return database.may_write()
 
-    def count(self) -> int:
-        """How many encounters there are.
 
-        Raises:
-            DataRefused: they cannot be read.
-        """
-        return len(self.records(frozenset()).encounters.id)
+def opened(site: str, terms: OmopSource, folder: Path) -> AbstractContextManager[Database]:
+    """The database, to be read.
 
-    def factors(self, schema: Schema) -> dict[str, tuple[float, float]]:
-        """None: each value names its own unit, and is converted with it."""
-        return {}
+    Raises:
+        DataRefused: it cannot be opened.
+    """
+    from cloister_client.connectors.sql import open_database
 
-    def may_write(self) -> bool:
-        """Whether the account could change the records.
+    return open_database(terms, folder, site)
 
-        Raises:
-            DataRefused: the database cannot be opened.
-        """
-        with self._open() as database:
-            return database.may_write()
 
-    def records(self, wanted: frozenset[str] | None) -> Records:
-        """The records of these codes, or of all.
+def _records(site: str, terms: OmopSource, folder: Path, wanted: frozenset[str] | None) -> Records:
+    """The records of these codes, or of all.
 
-        Raises:
-            DataRefused: the database cannot be read, or is no OMOP.
-        """
-        with self._open() as database:
-            patients = _patients(database)
-            encounters = _encounters(database, patients)
-            meant = None if wanted is None else _meant(database, wanted)
-            facts, codes = _facts(database, patients, meant)
-        return sound(patients, encounters, facts, codes, {})
-
-    def _open(self) -> Any:
-        from cloister_client.connectors.sql import open_database
-
-        return open_database(self.terms, self.folder, self.site.site)
+    Raises:
+        DataRefused: the database cannot be read, or is no OMOP.
+    """
+    with opened(site, terms, folder) as database:
+        patients = _patients(database)
+        encounters = _encounters(database, patients)
+        meant = None if wanted is None else _meant(database, wanted)
+        facts, codes = _facts(database, patients, meant)
+    return sound(patients, encounters, facts, codes, {})
 
 
 # --- patients and encounters ---------------------------------------------------------------------------------

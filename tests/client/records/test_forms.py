@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from cloister_client.cli import app
 from cloister_client.connectors.connector import open_records
-from cloister_client.connectors.omop import OmopConnector
+from cloister_client.connectors.omop import may_write, opened
 from cloister_client.dataset import Dataset, load_dataset
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import load, parse
@@ -116,8 +116,8 @@ def test_postgresql_is_the_same_and_is_only_read(plan, invented, flat, tmp_path)
             connection.execute("GRANT SELECT ON ALL TABLES IN SCHEMA cdm TO reader")
         reader = open_records(site_folder(tmp_path / "reader", socket))
         same(load_dataset(reader, plan), flat)
-        assert isinstance(reader, OmopConnector)
-        assert not reader.may_write()
+        assert reader.site.omop
+        assert not may_write("a", reader.site.omop, reader.folder)
         site = site_folder(tmp_path / "reader", socket)
         site.write_text(site.read_text().replace("schema: cdm", "schema: cdm, folder: copy"))
         shown = CliRunner().invoke(app, ["fetch", str(site)])
@@ -125,9 +125,12 @@ def test_postgresql_is_the_same_and_is_only_read(plan, invented, flat, tmp_path)
         assert (tmp_path / "reader" / "copy" / "measurement.csv").stat().st_mode & 0o077 == 0
         copied = open_records(site)
         owner = open_records(site_folder(tmp_path / "owner", socket, "cloister"))
-        assert isinstance(owner, OmopConnector)
-        assert owner.may_write()
-        with owner._open() as database, pytest.raises(sa.exc.InternalError, match="read-only"):
+        assert owner.site.omop
+        assert may_write("a", owner.site.omop, owner.folder)
+        with (
+            opened("a", owner.site.omop, owner.folder) as database,
+            pytest.raises(sa.exc.InternalError, match="read-only"),
+        ):
             database._connection.execution_options(stream_results=False).execute(sa.text("DELETE FROM cdm.person"))
     same(load_dataset(copied, plan), flat)  # with the server gone
 
