@@ -36,6 +36,7 @@ from cloister_client.offers import news_in, study_folder
 from cloister_client.patience import LONGEST, Patience, Stopped, try_disk
 from cloister_client.sandbox import unseen
 from cloister_client.trainer import PROGRAM, Trainer
+from cloister_shared import memory
 from cloister_shared.errors import CloisterError, Fault, Refusal, TicketRefused, TrainingLost
 from cloister_shared.wire import FAILED, REFUSED
 
@@ -45,6 +46,9 @@ MOST_HELD = 16
 """Messages in work or waiting; while there are as many no more are asked for."""
 IDLE = 900.0
 """Seconds after which a training process that nobody asks is ended. The next message begins it again."""
+
+_REST = 60.0
+"""Seconds without a message after which the agent keeps no memory for the next."""
 
 _DECISION = "decision.json"
 _LOOK = 2.0
@@ -63,6 +67,7 @@ def run_agent(folder: Path, stop: threading.Event | None = None, program: str = 
         Refusal: another agent runs on this folder.
     """
     patience = Patience(stop or threading.Event())
+    memory.keep()
     consortium_of(folder / "agent")
     with _alone(folder / "agent" / "agent.lock"), _until_told(patience.stop):
         unseen()
@@ -123,7 +128,12 @@ class _Agent:
         """
         seen, approved, settled = self._decided(), set(self._approvals.approved()), set[str]()
         over = set(filter(self._over, approved))
+        given_back = 0
         while not self.stop.wait(_LOOK):
+            last = max(self._asked.values(), default=0)
+            if last > given_back and not self._waiting and time.time_ns() - last > _REST * 1e9:
+                given_back = last
+                memory.give_back()
             changed, before = set[str](), approved
             if (now := self._decided()) != seen:
                 changed = {path.parent.name for path in now if path.name == _DECISION and now[path] != seen.get(path)}

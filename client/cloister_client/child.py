@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloister_client.channel import receive, send
+from cloister_shared import memory
 from cloister_shared.console import one_core
 from cloister_shared.errors import CloisterError, ConsentRefused
 
@@ -36,6 +37,7 @@ def main(end: int, folder: Path, digest: str, open_site: Callable[[Path, str], S
     """
     threading.Thread(target=_leave_with_agent, args=(end,), daemon=True).start()
     one_core()
+    memory.keep()
     logging.basicConfig(
         level=logging.INFO, format=f"%(asctime)s {digest[:12]} %(message)s", datefmt="%Y-%m-%d %H:%M:%S"
     )

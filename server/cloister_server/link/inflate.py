@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, Metadata, MetricRecord, RecordDict
 from flwr.app.message import make_message
 from flwr.proto.message_pb2 import Message as MessageProto
@@ -63,12 +64,11 @@ class Reader:
         order = [chunks[index] for index in said["arraychunk_ids"]]
         size = sum(length for _, _, length in order)
         self._take(size)  # one chunk may be named many times
-        data = bytearray(size)
-        at = 0
+        data, at = np.empty(size, np.uint8).data, 0
         for path, begin, length in order:
-            with path.open("rb") as file, memoryview(data) as room:
+            with path.open("rb") as file:
                 file.seek(begin)
-                at += file.readinto(room[at : at + length])
+                at += file.readinto(data[at : at + length])
         array = Array(str(said["dtype"]), tuple(said["shape"]), str(said["stype"]), b"")
         array.data = data  # pyright: ignore[reportAttributeAccessIssue] : Flower's bytes would be a second copy
         return array

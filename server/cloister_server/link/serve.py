@@ -31,6 +31,7 @@ from cloister_server.link.gate import Gate
 from cloister_server.link.polls import Polls
 from cloister_server.link.routes import Routes
 from cloister_server.link.state import open_link
+from cloister_shared import memory
 from cloister_shared.certificates import Revocations, server_context
 from cloister_shared.errors import LinkLost
 
@@ -191,6 +192,7 @@ async def _serve(folder: Path, listening: socket.socket, others: Sequence[BasePr
         if loop.time() > swept + SWEEP:
             swept = loop.time()
             loop.run_in_executor(None, link.sweep)
+            memory.give_back()
         with suppress(TimeoutError):
             await asyncio.wait_for(told.wait(), served.FRESH)
     server.close()
