@@ -21,7 +21,7 @@ from cloister_client.connectors.clinical import OF_PATIENT, Records
 from cloister_client.connectors.coded import CodedConnector
 from cloister_client.connectors.connector import Connector
 from cloister_client.encoders.scalars import NO, YES, word
-from cloister_client.site_file import Converted
+from cloister_client.site_file import SOURCES, Converted
 from cloister_client.units import factor
 from cloister_shared.errors import DataRefused
 from cloister_shared.schema import (
@@ -125,7 +125,8 @@ def mapped(schema: Schema, connector: Connector) -> Mapping:
         DataRefused: its records cannot be read.
     """
     if isinstance(connector, CodedConnector):
-        return Mapping("fhir" if connector.site.fhir else "omop", _of_records(schema, connector))
+        section = next(name for name in SOURCES if name in connector.site.model_fields_set)
+        return Mapping(section, _of_records(schema, connector))
     return Mapping("table", _of_table(schema, connector))
 
 

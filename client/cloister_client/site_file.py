@@ -21,6 +21,7 @@ In the place of ``table``, clinical records, an archive of pictures, or a source
 
     fhir: {path: export}               # NDJSON or bundles; export: {url: https://ehr.local/fhir} fills it
     omop: {database: postgresql://reader@db.local/omop, schema: cdm}      # or sqlite, duckdb, folder: of CSVs
+    hl7: {path: messages}              # of HL7 version 2 messages (.hl7) and C-CDA documents (.xml)
     opt_outs: opt_outs.txt             # patients whose records are not used, one id a line
     dicom:
       folder: archive                  # of DICOM files; web: {url: https://pacs.local/dicom-web} fills it
@@ -192,6 +193,14 @@ class OmopSource(Coded):
     """Of CSVs. Beside a database: where ``cloister-site fetch`` copies it to, and what is read once it is there."""
 
 
+class Hl7Folder(Coded):
+    """HL7 version 2 messages and C-CDA documents from disk."""
+
+    path: str
+    authority: str | None = None
+    """Who gave out the patients' numbers that are meant, where a patient has several (in PID-3, or as id)."""
+
+
 class PolicyTerms(Terms):
     """What the hospital takes part in, whatever a plan says: see ``Policy``."""
 
@@ -206,7 +215,7 @@ class PolicyTerms(Terms):
     """Whether it must be kept from the network; without that no study trains here."""
 
 
-SOURCES = ("table", "fhir", "omop", "dicom", "connector")
+SOURCES = ("table", "fhir", "omop", "hl7", "dicom", "connector")
 """Sections that say where records are, of which there is one."""
 
 
@@ -225,8 +234,14 @@ class SiteFile(Terms):
     connector: ThirdParty | None = None
     fhir: FhirFolder | None = None
     omop: OmopSource | None = None
+    hl7: Hl7Folder | None = None
     opt_outs: str | None = None
     """A file beside this one with one patient's id a line: none of their records is used."""
+
+    @property
+    def coded(self) -> Coded | None:
+        """The section of clinical records, if there is one."""
+        return self.fhir or self.omop or self.hl7
 
     @property
     def accepts(self) -> Policy:

@@ -99,6 +99,11 @@ def open_records(site_yaml: Path) -> Connector:
         from cloister_client.connectors.omop import omop_connector
 
         return omop_connector(site, site.omop, folder)
+    if site.hl7:
+        _needs("hl7")
+        from cloister_client.connectors.hl7 import hl7_connector
+
+        return hl7_connector(site, site.hl7, folder)
     if site.dicom:
         from cloister_client.connectors.dicom import DicomConnector
 

@@ -1,4 +1,4 @@
-"""The same invented hospital as FHIR, as OMOP and as a flat table: the same tensors, bit for bit."""
+"""The same invented hospital as FHIR, as OMOP, as HL7 messages, as C-CDA documents and as a flat table: the same tensors, bit for bit."""
 
 import json
 import sqlite3
@@ -52,7 +52,7 @@ def same(one: Dataset, other: Dataset) -> None:
         np.testing.assert_array_equal(mine.patients, theirs.patients)
 
 
-@pytest.mark.parametrize("form", ["fhir", "omop"])
+@pytest.mark.parametrize("form", ["fhir", "omop", "hl7", "ccda"])
 def test_a_clinical_form_and_the_flat_table_are_the_same(form, plan, invented, flat, tmp_path):
     same(load_dataset(open_records(write_form(invented, form, tmp_path, "st-marys")), plan), flat)
 
