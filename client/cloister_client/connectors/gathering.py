@@ -111,9 +111,7 @@ class Chart:
             np.array(dead, bool),
         )
         places = _places(self.patients, len(ids))
-        owner, start, end, kind = (
-            zip(*self.encounters.values(), strict=True) if self.encounters else ((), (), (), ())
-        )
+        owner, start, end, kind = zip(*self.encounters.values(), strict=True) if self.encounters else ((), (), (), ())
         encounters = Encounters(
             np.array([stay_ids[at] for at in self.encounters], dtype=object),
             np.append(places, -1).astype(np.int32)[np.array(owner, np.int64)],

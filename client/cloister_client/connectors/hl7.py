@@ -23,7 +23,9 @@ _LATIN = re.compile(rb"8859/(1[0-6]?|[2-9])\b")
 def hl7_connector(site: SiteFile, terms: Hl7Folder, folder: Path) -> CodedConnector:
     """Of the folder that ``site.yaml`` names."""
     where = folder / terms.path
-    return CodedConnector(site, folder, terms, lambda: f"{where.name} (HL7)", partial(_records, site.site, terms, where))
+    return CodedConnector(
+        site, folder, terms, lambda: f"{where.name} (HL7)", partial(_records, site.site, terms, where)
+    )
 
 
 def _records(site: str, terms: Hl7Folder, folder: Path, wanted: frozenset[str] | None) -> Records:
@@ -100,9 +102,7 @@ def _messages(content: bytes, where: str) -> Iterator[str]:
         elif message:
             message.append(line)
         else:
-            raise DataRefused(
-                f"{where} has a segment before the first MSH.", mend="Every message begins with its MSH."
-            )
+            raise DataRefused(f"{where} has a segment before the first MSH.", mend="Every message begins with its MSH.")
     if message:
         yield "\r".join(message)
 

@@ -102,7 +102,7 @@ def take(text: str, told: Newest, authority: str | None) -> None:
     import hl7
 
     try:
-        found: Any = hl7.parse(text)
+        found: Any = hl7.parse("\r".join(line for line in text.split("\r") if not _unwanted(line, text[3:8], told)))
     except (hl7.HL7Exception, LookupError, AssertionError) as fault:
         raise ValueError(type(fault).__name__) from None
     plain = _Message(found, "", "")
@@ -116,6 +116,14 @@ def take(text: str, told: Newest, authority: str | None) -> None:
     whole = moment(sent) or ""
     zone = whole[19:] if len(whole) > 19 else ""
     _Reader(_Message(found, rank(sent), zone), told, authority, results=what == "ORU").read()
+
+
+def _unwanted(line: str, separators: str, told: Newest) -> bool:
+    """Whether a segment is a result that nobody asks for, which need not be taken apart: most of a laboratory's are."""
+    if not line.startswith("OBX"):
+        return False
+    fields = line.split(separators[0], 4)
+    return len(fields) > 3 and (separators, fields[3]) in told.unwanted
 
 
 class _Reader:
@@ -180,7 +188,11 @@ class _Reader:
 
     def _result(self, segment: Any) -> None:
         said = self._message
-        if not (codes := said.codes(segment, 3)):
+        codes = said.codes(segment, 3)
+        if not any(map(self._told.wants, codes)):
+            separators = said.segments.separators
+            spelt = f"{separators[1]}{separators[3]}{separators[2]}{said.segments.esc}{separators[4]}"
+            self._told.unwanted.add((spelt, str(segment[3]) if len(segment) > 3 else ""))
             return
         time = said.time(segment, 14) or self._order.time
         key = ("OBX", self._order.name, codes[0], said.text(segment, 4), time)

@@ -32,6 +32,8 @@ class Newest:
         """What could not be used, in words, and how often."""
         self.authorities = dict[str, set[str]]()
         """Who gave out the patients' numbers that were read, by the kind of message."""
+        self.unwanted = set[tuple[str, str]]()
+        """Codes of results that nobody asks for, as messages spell them and with their separators."""
         self._wanted = wanted
         self._known: dict[str, bool] = {}
         self._said: dict[tuple[str, int, int], tuple[str, Any]] = {}
@@ -80,10 +82,10 @@ class Newest:
         so: bool = True,
     ) -> None:
         """One fact, known again by its key; ``so`` is False of what takes it back, or says that it was not."""
-        if not so:
-            self.left_out["results that say that nothing was"] += 1
         if not (codes := [code for code in codes if self.wants(code)]):
             return
+        if not so:
+            self.left_out["results that say that nothing was"] += 1
         number, newest = self._events.setdefault((person, *key), (len(self._events), ""))
         if rank < newest:
             return
