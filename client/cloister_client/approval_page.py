@@ -119,6 +119,10 @@ def _columns(study: Study, site: SiteFile) -> Iterator[str]:
 def _here(name: str, site: SiteFile) -> str:
     """What the hospital calls it, and in which unit it writes it, where these are not the plan's."""
     records = site.coded
+    if link := next((link for link in site.link if name in link.columns), None):
+        given = link.units.get(name)
+        unit = f" in {given.unit if isinstance(given, Converted) else given}" if given else ""
+        return f"{link.columns[name]} of {link.path}{unit}"
     here = ", ".join(records.codes.get(name, ())) if records else site.table.columns.get(name)
     here, unit = here or _NOTHING, (records or site.table).units.get(name)
     return f"{here} in {unit.unit if isinstance(unit, Converted) else unit}" if unit else here

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from cloister_client.connectors.clinical import OF_PATIENT, Records
 from cloister_client.connectors.coded import CodedConnector
 from cloister_client.connectors.connector import Connector
+from cloister_client.connectors.linked import LinkedConnector
 from cloister_client.encoders.scalars import NO, YES, word
 from cloister_client.site_file import SOURCES, Converted
 from cloister_client.units import factor
@@ -127,7 +128,21 @@ def mapped(schema: Schema, connector: Connector) -> Mapping:
     if isinstance(connector, CodedConnector):
         section = next(name for name in SOURCES if name in connector.site.model_fields_set)
         return Mapping(section, _of_records(schema, connector))
+    if isinstance(connector, LinkedConnector):
+        return _of_linked(schema, connector)
     return Mapping("table", _of_table(schema, connector))
+
+
+def _of_linked(schema: Schema, connector: LinkedConnector) -> Mapping:
+    """Proposals for the records, and what of the files beside them is there; those are told, and nothing is proposed."""
+    own = mapped(connector.own_part(schema), connector.main)
+    connector.describe()  # refuses files without their columns
+    found = list(own.matches)
+    for link in connector.site.link:
+        part = connector.part(link, schema)
+        names = [name for name in link.columns if name in {feature.name for feature in part.features}]
+        found += _of_table(part, connector.file(link, names))
+    return Mapping(own.section, found)
 
 
 # --- a table -----------------------------------------------------------------------------------------------

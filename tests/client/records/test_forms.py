@@ -1,4 +1,4 @@
-"""The same invented hospital as FHIR, as OMOP, as HL7 messages, as C-CDA documents and as a flat table: the same tensors, bit for bit."""
+"""The same invented hospital as FHIR, OMOP, HL7 messages, C-CDA and a flat table: the same tensors, bit for bit."""
 
 import json
 import sqlite3

@@ -37,7 +37,7 @@ SCHEMA = Schema.model_validate_json(
                 {"name": "metformin", "kind": "boolean", "code": "RXNORM:860975"},
             ],
         }
-    )  # fmt: skip
+    )
 )
 HEAD = "MSH|^~\\&|||||{sent}||{kind}|1|P|2.5.1"
 PATIENT = "PID|1||7^^^H&1.2.3&ISO^MR~8^^^CLINIC^PI||||F"
