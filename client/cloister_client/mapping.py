@@ -134,7 +134,7 @@ def mapped(schema: Schema, connector: Connector) -> Mapping:
 
 
 def _of_linked(schema: Schema, connector: LinkedConnector) -> Mapping:
-    """Proposals for the records, and what of the files beside them is there; those are told, and nothing is proposed."""
+    """Proposals for the records, and of the files beside them what site.yaml tells."""
     own = mapped(connector.own_part(schema), connector.main)
     connector.describe()  # refuses files without their columns
     found = list(own.matches)

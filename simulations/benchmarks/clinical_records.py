@@ -9,9 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+import malformed_hl7
 from clinical_postgres import ROWS, measured
 from figures import Figure, at_least, at_most, missed, progress
-import malformed_hl7
 from malformed_records import CASES, fault
 
 if TYPE_CHECKING:

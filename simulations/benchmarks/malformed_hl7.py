@@ -52,8 +52,8 @@ def _document(n: int) -> str:
         f'</patient></patientRole></recordTarget><componentOf><encompassingEncounter><id root="1.2" extension="e{n}"/>'
         '<code code="IMP"/><effectiveTime><low value="20200110080000"/><high value="20200114080000"/></effectiveTime>'
         "</encompassingEncounter></componentOf><component><structuredBody><component><section>"
-        '<templateId root="2.16.840.1.113883.10.20.22.2.3.1"/><text>As people read it</text><entry><organizer><component>'
-        f'<observation moodCode="EVN"><id root="1.2.4" extension="o{n}"/>'
+        '<templateId root="2.16.840.1.113883.10.20.22.2.3.1"/><text>As people read it</text><entry><organizer>'
+        f'<component><observation moodCode="EVN"><id root="1.2.4" extension="o{n}"/>'
         '<code code="2160-0" codeSystem="2.16.840.1.113883.6.1"/><statusCode code="completed"/>'
         f'<effectiveTime value="20200110090000"/><value xsi:type="PQ" value="1.{n}" unit="mg/dL"/></observation>'
         f"</component></organizer></entry></section></component>{problem if n == 1 else ''}"

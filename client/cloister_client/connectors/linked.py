@@ -187,21 +187,21 @@ class LinkedConnector:
         """Each name's cells, in the order of the records; None where the file has no row."""
         import pandas as pd
 
-        if missing := [name for name in target_columns(schema.target) if name not in names]:
-            if len(missing) < len(target_columns(schema.target)):
-                raise DataRefused(
-                    f"site.yaml of {self.site.site} joins a part of the outcome from {link.path}, and not"
-                    f" {', '.join(missing)}.",
-                    mend="Give all columns of the outcome in one source.",
-                )
+        outcome = target_columns(schema.target)
+        if 0 < len(missing := [name for name in outcome if name not in names]) < len(outcome):
+            raise DataRefused(
+                f"site.yaml of {self.site.site} joins a part of the outcome from {link.path}, and not"
+                f" {', '.join(missing)}.",
+                mend="Give all columns of the outcome in one source.",
+            )
         beside = (_KEY, *(name for name in also if name in link.columns))
         there = self.file(link, names).rows(self.part(link, schema), beside)
         at = self._places(link, words(there[_KEY]), there[list(names)], keys)
         self._told(Path(link.path).name, keys, at >= 0, words(there[_KEY]), notes)
         found: dict[str, pd.Series[Any]] = {}
         for name in names:
-            cells = np.append(there[name].to_numpy(dtype=object), None)[at]
-            found[name] = pd.Series(cells, index=frame.index, dtype=object)
+            cells = there[name].tolist()
+            found[name] = pd.Series([cells[row] if row >= 0 else None for row in at], index=frame.index, dtype=object)
         return found
 
     def _places(

@@ -143,7 +143,9 @@ def clinical() -> StudyPlan:
     return plan.model_copy(update={"cohort": Cohort(min_sites=2, min_patients=10)})
 
 
-@pytest.mark.parametrize("form", ["fhir", "omop", "hl7"])
+@pytest.mark.parametrize(
+    "form", ["fhir", pytest.param("omop", marks=pytest.mark.slow), pytest.param("hl7", marks=pytest.mark.slow)]
+)
 def test_clinical_records_with_a_file_by_encounter_and_one_by_patient(form, clinical, tmp_path):
     """Sodium, smoking and the outcome by encounter, and sex by patient, from files instead of the records."""
     invented = invent(40, seed=7)
@@ -167,7 +169,7 @@ def test_clinical_records_with_a_file_by_encounter_and_one_by_patient(form, clin
 
 def test_an_archive_is_joined_to_clinical_records_by_patient(clinical, tmp_path):
     """What FHIR says of the outcome stands in the place of labels."""
-    invented = invent(40, seed=7)
+    invented = invent(25, seed=7)
     site = write_form(invented, "fhir", tmp_path, "st-marys")
     (tmp_path / "archive").mkdir()
     for person in invented.people:
