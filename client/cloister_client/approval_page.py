@@ -105,7 +105,7 @@ def _columns(study: Study, site: SiteFile) -> Iterator[str]:
             yield from _row((channel.name, "channel", said, channel.code or _NOTHING, _here(channel.name, site)))
     target = schema.target
     code = target.code if isinstance(target, Binary) else None
-    here = table.columns.get(target.name, _NOTHING)
+    here = _here(target.name, site)
     yield from _row((target.name, "OUTCOME", outcome(target), code or _NOTHING, here))
     for name, kind in ((schema.patient_id, "patient's id"), (study.plan.evaluation.split_column, "train/test")):
         if name:
