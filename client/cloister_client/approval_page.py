@@ -91,7 +91,7 @@ _NOTHING = "-"
 
 def _columns(study: Study, site: SiteFile) -> Iterator[str]:
     """Every column that is read: its name and meaning in the plan, and which one it is here."""
-    schema, table, records = study.plan.table, site.table, site.fhir or site.omop
+    schema, table, records = study.plan.table, site.table, site.coded
     yield from _row(("In the plan", "Kind", "Unit, range or values", "Code", "Here"))
     for feature in schema.features:
         here = _here(feature.name, site)
@@ -105,7 +105,7 @@ def _columns(study: Study, site: SiteFile) -> Iterator[str]:
             yield from _row((channel.name, "channel", said, channel.code or _NOTHING, _here(channel.name, site)))
     target = schema.target
     code = target.code if isinstance(target, Binary) else None
-    here = table.columns.get(target.name, _NOTHING)
+    here = _here(target.name, site)
     yield from _row((target.name, "OUTCOME", outcome(target), code or _NOTHING, here))
     for name, kind in ((schema.patient_id, "patient's id"), (study.plan.evaluation.split_column, "train/test")):
         if name:
@@ -118,7 +118,11 @@ def _columns(study: Study, site: SiteFile) -> Iterator[str]:
 
 def _here(name: str, site: SiteFile) -> str:
     """What the hospital calls it, and in which unit it writes it, where these are not the plan's."""
-    records = site.fhir or site.omop
+    records = site.coded
+    if link := next((link for link in site.link if name in link.columns), None):
+        given = link.units.get(name)
+        unit = f" in {given.unit if isinstance(given, Converted) else given}" if given else ""
+        return f"{link.columns[name]} of {link.path}{unit}"
     here = ", ".join(records.codes.get(name, ())) if records else site.table.columns.get(name)
     here, unit = here or _NOTHING, (records or site.table).units.get(name)
     return f"{here} in {unit.unit if isinstance(unit, Converted) else unit}" if unit else here

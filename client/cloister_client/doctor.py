@@ -183,7 +183,7 @@ def _disk(folder: Path) -> Finding | str:
 # --- records and budget ------------------------------------------------------------------------------------
 def _records(table: Connector) -> Finding | str:
     rows, columns = table.count(), len(table.describe())
-    of = "encounters" if table.site.fhir or table.site.omop else "rows"
+    of = "encounters" if table.site.coded else "rows"
     said = f"{table.source}: {rows} {of}, {columns} {'codes' if of == 'encounters' else 'columns'}"
     return said if rows else fails("records", f"{said}.", "Export the table again.")
 

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from cloister_client.connectors.clinical import OF_PATIENT, Records
 from cloister_client.connectors.coded import CodedConnector
 from cloister_client.connectors.connector import Connector
+from cloister_client.connectors.linked import LinkedConnector
 from cloister_client.encoders.scalars import NO, YES, word
-from cloister_client.site_file import Converted
+from cloister_client.site_file import SOURCES, Converted
 from cloister_client.units import factor
 from cloister_shared.errors import DataRefused
 from cloister_shared.schema import (
@@ -125,8 +126,23 @@ def mapped(schema: Schema, connector: Connector) -> Mapping:
         DataRefused: its records cannot be read.
     """
     if isinstance(connector, CodedConnector):
-        return Mapping("fhir" if connector.site.fhir else "omop", _of_records(schema, connector))
+        section = next(name for name in SOURCES if name in connector.site.model_fields_set)
+        return Mapping(section, _of_records(schema, connector))
+    if isinstance(connector, LinkedConnector):
+        return _of_linked(schema, connector)
     return Mapping("table", _of_table(schema, connector))
+
+
+def _of_linked(schema: Schema, connector: LinkedConnector) -> Mapping:
+    """Proposals for the records, and of the files beside them what site.yaml tells."""
+    own = mapped(connector.own_part(schema), connector.main)
+    connector.describe()  # refuses files without their columns
+    found = list(own.matches)
+    for link in connector.site.link:
+        part = connector.part(link, schema)
+        names = [name for name in link.columns if name in {feature.name for feature in part.features}]
+        found += _of_table(part, connector.file(link, names))
+    return Mapping(own.section, found)
 
 
 # --- a table -----------------------------------------------------------------------------------------------

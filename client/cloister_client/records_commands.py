@@ -45,7 +45,7 @@ def fetch(site: Annotated[Path, typer.Argument(help="The hospital's site.yaml.")
             from cloister_client.connectors.sql import copy_tables
 
             count = len(copy_tables(hospital.omop, site.parent, hospital.site))
-        elif hospital.dicom:
+        elif hospital.dicom and hospital.dicom.labels:
             from cloister_client.connectors.dicom import DicomConnector
             from cloister_client.connectors.dicom_web import fetch as fetch_pictures
 

@@ -21,12 +21,20 @@ In the place of ``table``, clinical records, an archive of pictures, or a source
 
     fhir: {path: export}               # NDJSON or bundles; export: {url: https://ehr.local/fhir} fills it
     omop: {database: postgresql://reader@db.local/omop, schema: cdm}      # or sqlite, duckdb, folder: of CSVs
+    hl7: {path: messages}              # of HL7 version 2 messages (.hl7) and C-CDA documents (.xml)
     opt_outs: opt_outs.txt             # patients whose records are not used, one id a line
     dicom:
       folder: archive                  # of DICOM files; web: {url: https://pacs.local/dicom-web} fills it
       labels: {path: reports.csv, columns: {pneumonia: FINDING}}
       join: AccessionNumber            # the labels' column of that name, and the tag
     connector: {name: json-lines, path: visits.jsonl}   # the connector's name, and its own terms
+
+Beside any of these but an archive, further sources, joined inside the hospital by patient, encounter or a column:
+
+    link:
+      - {path: notes.csv, key: MRN, columns: {note: TEXT}}      # by: patient, unless it says otherwise
+      - {path: labs.csv, key: STAY, by: encounter, columns: {crp: CRP}, units: {crp: mg/dL}, several: last}
+    dicom: {folder: archive, join: PatientID}   # without labels: of the plan's pictures those of the records' patients
 
 Each section is a class below.
 """
@@ -143,11 +151,32 @@ class DicomArchive(Terms):
     folder: str
     """Of the files, and of folders of them."""
     web: DicomWeb | None = None
-    labels: TableFile
-    """A row for each picture; its column called like ``join``, or as ``columns`` says, tells which."""
+    labels: TableFile | None = None
+    """A row for each picture; its column called like ``join``, or as ``columns`` says, tells which. None beside other
+    records, which say what was found.
+    """
+    by: str = "patient"
+    """Beside other records, what of them ``join`` is: patient, encounter, or a table's column."""
     join: Literal["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "AccessionNumber", "SOPInstanceUID"] = (
         "AccessionNumber"
     )
+
+
+class LinkedFile(Terms):
+    """A CSV or Parquet file with more about the same patients or encounters."""
+
+    path: str
+    key: str
+    """Its column that says of whom a row is."""
+    by: str = "patient"
+    """What of the records that is: patient, encounter (of clinical records), or a table's column."""
+    columns: dict[Name, str] = Field(min_length=1)
+    """What it gives: a name of the plan, and its column here."""
+    units: dict[Name, Annotated[str | Converted, Field(union_mode="left_to_right")]] = Field(
+        default_factory=dict[str, "str | Converted"]
+    )
+    several: Literal["refuse", "first", "last"] = "refuse"
+    """Which row counts, in the file's order, where a key has several that differ."""
 
 
 class Coded(Terms):
@@ -192,6 +221,14 @@ class OmopSource(Coded):
     """Of CSVs. Beside a database: where ``cloister-site fetch`` copies it to, and what is read once it is there."""
 
 
+class Hl7Folder(Coded):
+    """HL7 version 2 messages and C-CDA documents from disk."""
+
+    path: str
+    authority: str | None = None
+    """Who gave out the patients' numbers that are meant, where a patient has several (in PID-3, or as id)."""
+
+
 class PolicyTerms(Terms):
     """What the hospital takes part in, whatever a plan says: see ``Policy``."""
 
@@ -206,7 +243,7 @@ class PolicyTerms(Terms):
     """Whether it must be kept from the network; without that no study trains here."""
 
 
-SOURCES = ("table", "fhir", "omop", "dicom", "connector")
+SOURCES = ("table", "fhir", "omop", "hl7", "dicom", "connector")
 """Sections that say where records are, of which there is one."""
 
 
@@ -225,8 +262,21 @@ class SiteFile(Terms):
     connector: ThirdParty | None = None
     fhir: FhirFolder | None = None
     omop: OmopSource | None = None
+    hl7: Hl7Folder | None = None
+    link: tuple[LinkedFile, ...] = ()
+    """Files that are joined to the records."""
     opt_outs: str | None = None
     """A file beside this one with one patient's id a line: none of their records is used."""
+
+    @property
+    def coded(self) -> Coded | None:
+        """The section of clinical records, if there is one."""
+        return self.fhir or self.omop or self.hl7
+
+    @property
+    def linked(self) -> bool:
+        """Whether anything is joined to the records."""
+        return bool(self.link) or bool(self.dicom and self.dicom.labels is None)
 
     @property
     def accepts(self) -> Policy:
@@ -254,8 +304,10 @@ def read_site(site_yaml: Path) -> SiteFile:
 
 def _broken(site: SiteFile) -> Iterator[Broken]:
     """One source of records, and one place of it."""
-    sources = [name for name in SOURCES if name in site.model_fields_set]
-    if not sources:
+    beside = ("dicom",) if site.dicom and site.dicom.labels is None else ()
+    sources = [name for name in SOURCES if name in site.model_fields_set and name not in beside]
+    yield from _linked(site, sources)
+    if not sources and not beside:
         yield Broken(("table",), "is missing", f"Add table: {{path: FILE}}, or {' or '.join(SOURCES[1:])}.")
     for name in sources[1:]:
         yield Broken((name,), f"stands beside {sources[0]}", "Name one source of records.")
@@ -266,3 +318,22 @@ def _broken(site: SiteFile) -> Iterator[Broken]:
         )
     if site.omop and site.omop.database is None and site.omop.folder is None:
         yield Broken(("omop",), "names no place", "Write database: URL or folder: PATH.")
+
+
+def _linked(site: SiteFile, sources: list[str]) -> Iterator[Broken]:
+    """What is joined has something to be joined to, and gives each name once."""
+    if site.dicom and site.dicom.labels is None:
+        if not sources:
+            yield Broken(("dicom", "labels"), "is missing", "Add labels: {path: FILE}, or the records beside dicom.")
+        if site.dicom.web:
+            yield Broken(
+                ("dicom", "web"), "stands without labels", "Name labels, by whose keys pictures are fetched, or no web."
+            )
+    if site.link and sources == ["dicom"]:
+        yield Broken(("link",), "stands beside dicom's labels", "Name the labels as table:, and dicom without labels.")
+    seen: set[str] = set()
+    for at, link in enumerate(site.link):
+        for name in link.columns:
+            if name in seen:
+                yield Broken(("link", at, "columns", name), "is given by two files", "Take it from one of them.")
+            seen.add(name)

@@ -7,13 +7,20 @@ import time
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
+import malformed_hl7
 from clinical_postgres import ROWS, measured
 from figures import Figure, at_least, at_most, missed, progress
 from malformed_records import CASES, fault
 
+if TYPE_CHECKING:
+    from cloister_client.dataset import Dataset
+    from cloister_shared.plan import StudyPlan
+
 _SECONDS, _GB, _SPEED = 60.0, 2.0, 20.0
-_PATIENTS = 2000
+_PATIENTS, _SENT = 2000, 300
+"""Of the hospital whose files are timed, and of the one whose messages are read too."""
 
 
 def figures() -> list[Figure]:
@@ -28,18 +35,17 @@ def figures() -> list[Figure]:
     progress("fhir and forms: one invented hospital in three forms")
     with TemporaryDirectory(prefix="cloister-") as scratch:
         found += _forms(Path(scratch))
-    progress(f"malformed: {len(CASES)} ways to be broken")
+    every = [*((case, fault) for case in CASES), *((case, malformed_hl7.fault) for case in malformed_hl7.CASES)]
+    progress(f"malformed: {len(every)} ways to be broken")
     with TemporaryDirectory(prefix="cloister-") as scratch:
-        wrong = [case.name for at, case in enumerate(CASES) if fault(case, Path(scratch) / str(at))]
+        wrong = [case.name for at, (case, judge) in enumerate(every) if judge(case, Path(scratch) / str(at))]
     for name in wrong:
         progress(f"malformed: {name}")
-    said = f"{{:.0f}} of {len(CASES)} end as they should"
-    return [*found, at_least("malformed", len(CASES) - len(wrong), len(CASES), said)]
+    said = f"{{:.0f}} of {len(every)} end as they should"
+    return [*found, at_least("malformed", len(every) - len(wrong), len(every), said)]
 
 
 def _forms(folder: Path) -> list[Figure]:
-    import numpy as np
-
     from cloister_client.connectors.connector import open_records
     from cloister_client.dataset import load_dataset
     from cloister_shared.plan import StudyPlan
@@ -57,19 +63,44 @@ def _forms(folder: Path) -> list[Figure]:
     octets = _octets(folder / "fhir" / "export")
     loaded |= {form: load_dataset(open_records(sites[form]), plan) for form in ("omop", "table")}
     flat = loaded.pop("table")
-    apart = sum(
-        int((np.ascontiguousarray(mine).view(np.uint32) != np.ascontiguousarray(theirs).view(np.uint32)).sum())
-        for other in loaded.values()
-        for one, two in ((other.train, flat.train), (other.test, flat.test))
-        for mine, theirs in zip(one.arrays, two.arrays, strict=True)
-    )
+    apart = sum(_apart(other, flat) for other in loaded.values())
     rows = len(flat.train) + len(flat.test)
     return [
         at_least(
             "fhir.speed", octets / 1e6 / seconds, _SPEED, f"{{:.0f}} MB/s a core, {octets / 1e6:.0f} MB to tensors"
         ),
         at_most("forms.same", apart, 0.0, f"{{:.0f}} numbers apart in {rows} rows, 3 forms"),
+        _sent(folder, plan),
     ]
+
+
+def _sent(folder: Path, plan: StudyPlan) -> Figure:
+    """The same of HL7's messages and documents, of a smaller hospital: python-hl7 takes its time."""
+    from cloister_client.connectors.connector import open_records
+    from cloister_client.dataset import load_dataset
+    from cloister_simulations.sources.clinical_forms import invent, write_form
+
+    invented = invent(_SENT, seed=12)
+    flat, *others = (
+        load_dataset(open_records(write_form(invented, form, folder / f"few-{form}", "st-marys")), plan)
+        for form in ("table", "hl7", "ccda")
+    )
+    rows = len(flat.train) + len(flat.test)
+    said = f"{{:.0f}} numbers apart in {rows} rows, HL7 messages, C-CDA and a table"
+    return at_most("forms.hl7", sum(_apart(other, flat) for other in others), 0.0, said)
+
+
+def _apart(other: Dataset, flat: Dataset) -> int:
+    """Numbers of one that are not those of the other, bit for bit."""
+    import numpy as np
+
+    if (len(other.train), len(other.test)) != (len(flat.train), len(flat.test)):
+        return max(len(flat.train) + len(flat.test), 1)
+    return sum(
+        int((np.ascontiguousarray(mine).view(np.uint32) != np.ascontiguousarray(theirs).view(np.uint32)).sum())
+        for one, two in ((other.train, flat.train), (other.test, flat.test))
+        for mine, theirs in zip(one.arrays, two.arrays, strict=True)
+    )
 
 
 def _octets(folder: Path) -> int:

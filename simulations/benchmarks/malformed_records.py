@@ -327,13 +327,18 @@ def written(case: Case, folder: Path) -> Path:
 
 def fault(case: Case, folder: Path) -> str:
     """What is wrong with what becomes of a case; "" where it ends as it should."""
+    return judged(case, written(case, folder))
+
+
+def judged(case: Case, site_yaml: Path) -> str:
+    """The same of a case that is on disk."""
     from cloister_client.connectors.connector import open_records
     from cloister_client.dataset import load_dataset
     from cloister_shared.errors import DataRefused
     from cloister_shared.plan_file import read_plan
 
     try:
-        page = load_dataset(open_records(written(case, folder)), read_plan(PLAN)).quality.page()
+        page = load_dataset(open_records(site_yaml), read_plan(PLAN)).quality.page()
     except DataRefused as refusal:
         said = str(refusal)
         if not case.refused or case.refused not in said:

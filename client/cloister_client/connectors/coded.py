@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+ENCOUNTER = "LOCAL:encounter"
+"""The column of the encounters' own ids."""
+
+
 @dataclass(frozen=True)
 class CodedConnector:
     """Reads what ``site.yaml`` names. Runs only inside the hospital."""
@@ -48,18 +52,18 @@ class CodedConnector:
         return tuple(facts.codes[at] for at in np.argsort(-counts, kind="stable"))
 
     def rows(self, schema: Schema, also: tuple[str, ...] = ()) -> pd.DataFrame:
-        """See ``Connector``; a row is an encounter, as the plan's anchor says.
+        """See ``Connector``; a row is an encounter, as the plan's anchor says. ``also`` may name ``ENCOUNTER``.
 
         Raises:
             DataRefused: the records cannot be read, or do not agree with the plan and site.yaml.
         """
-        if also:
+        if columns := [name for name in also if name != ENCOUNTER]:
             raise DataRefused(
-                f"The plan reads the column {also[0]}, and clinical records have no columns.",
+                f"The plan reads the column {columns[0]}, and clinical records have no columns.",
                 mend="Have the plan hold patients out by number: evaluation: {holdout: 0.25}.",
             )
         wanted = all_codes(schema, asked(schema, self.terms, self.site.site))
-        return select(self.records(wanted), schema, self.terms, self.site.site)
+        return select(self.records(wanted), schema, self.terms, self.site.site, ENCOUNTER if also else None)
 
     def count(self) -> int:
         """How many encounters there are.

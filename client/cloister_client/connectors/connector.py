@@ -86,6 +86,15 @@ def open_records(site_yaml: Path) -> Connector:
         PlanRefused: it is malformed.
     """
     site, folder = read_site(site_yaml), site_yaml.parent
+    if site.linked:
+        from cloister_client.connectors.linked import LinkedConnector
+
+        return LinkedConnector(_opened(site, folder))
+    return _opened(site, folder)
+
+
+def _opened(site: SiteFile, folder: Path) -> Connector:
+    """The records themselves."""
     if site.connector:
         return _installed(site.connector.name)(site, folder)
     if site.fhir:
@@ -99,7 +108,12 @@ def open_records(site_yaml: Path) -> Connector:
         from cloister_client.connectors.omop import omop_connector
 
         return omop_connector(site, site.omop, folder)
-    if site.dicom:
+    if site.hl7:
+        _needs("hl7")
+        from cloister_client.connectors.hl7 import hl7_connector
+
+        return hl7_connector(site, site.hl7, folder)
+    if site.dicom and site.dicom.labels:
         from cloister_client.connectors.dicom import DicomConnector
 
         return DicomConnector(site, folder)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloister_client.connectors.table import TableConnector
 from cloister_client.encoders.dicom import Head, head
-from cloister_client.site_file import DicomArchive, SiteFile
+from cloister_client.site_file import DicomArchive, SiteFile, TableFile
 from cloister_shared.errors import DataRefused
 from cloister_shared.schema import ImageFeature, Mask, Schema
 
@@ -48,7 +48,12 @@ class DicomConnector:
     @property
     def labels(self) -> TableConnector:
         """The table of what was found."""
-        return TableConnector(self.site.model_copy(update={"table": self.archive.labels}), self.folder)
+        return TableConnector(self.site.model_copy(update={"table": self._table}), self.folder)
+
+    @property
+    def _table(self) -> TableFile:
+        assert self.archive.labels is not None, "an archive beside records is read through LinkedConnector"
+        return self.archive.labels
 
     def describe(self) -> tuple[str, ...]:
         """The labels' columns; the pictures' name is the plan's to give.
@@ -79,9 +84,9 @@ class DicomConnector:
         frame = frame.loc[:, ~frame.columns.duplicated()].copy()
         keys = ["" if gap else str(cell).strip() for cell, gap in zip(frame[key], frame[key].isna(), strict=True)]
         for feature in pictures:
-            frame[feature.name] = self._cells(frame, keys, partial(_wanted, feature))
+            frame[feature.name] = self.cells(frame, keys, partial(wanted_picture, feature))
         if drawn:
-            frame[target.name] = self._cells(frame, keys, lambda one: one.is_mask)
+            frame[target.name] = self.cells(frame, keys, lambda one: one.is_mask)
         return frame.drop(columns=[key] if key not in (schema.patient_id, target.name, *also) else [])
 
     def count(self) -> int:
@@ -115,21 +120,21 @@ class DicomConnector:
             )
         return sorted({str(cell).strip() for cell in frame[name].dropna()})
 
-    def _cells(self, frame: pd.DataFrame, keys: Sequence[str], meant: Callable[[Head], bool]) -> pd.Series[Any]:
+    def cells(self, frame: pd.DataFrame, keys: Sequence[str], meant: Callable[[Head], bool]) -> pd.Series[Any]:
         """For each row the file that is meant, or all of them."""
         import pandas as pd
 
         found: list[Cell] = []
         for key in keys:
-            paths = tuple(one.path for one in self._heads.get(key, []) if key and meant(one))
+            paths = tuple(one.path for one in self.heads.get(key, []) if key and meant(one))
             found.append(None if not paths else paths[0] if len(paths) == 1 else paths)
         return pd.Series(found, index=frame.index, dtype=object)
 
     def _column(self, name: str) -> str:
-        return self.archive.labels.columns.get(name, name)
+        return self._table.columns.get(name, name)
 
     @cached_property
-    def _heads(self) -> dict[str, list[Head]]:
+    def heads(self) -> dict[str, list[Head]]:
         """What the archive holds, by the tag that joins."""
         archive = self.folder / self.archive.folder
         if not archive.is_dir():
@@ -152,5 +157,6 @@ class DicomConnector:
         return dict(found)
 
 
-def _wanted(feature: ImageFeature, one: Head) -> bool:
+def wanted_picture(feature: ImageFeature, one: Head) -> bool:
+    """Whether a file is such a picture, by its head."""
     return one.is_picture and one.meets(feature)

@@ -15,20 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-import numpy as np
-
-from cloister_client.connectors.clinical import (
-    Encounters,
-    Patients,
-    Records,
-    births,
-    meanings,
-    seconds,
-    sound,
-    stands_for,
-)
+from cloister_client.connectors.clinical import Records, stands_for
 from cloister_client.connectors.coded import CodedConnector
 from cloister_client.connectors.fhir_resources import KINDS, READ, Clinic, named_in
+from cloister_client.connectors.gathering import Chart
 from cloister_client.site_file import FhirFolder, SiteFile
 from cloister_shared.errors import DataRefused
 
@@ -69,7 +59,8 @@ def _records(site: str, folder: Path, wanted: frozenset[str] | None) -> Records:
             f"{site}: {folder.name} holds no Patient.",
             mend="Export Patient and Encounter beside the others, into the folder that fhir.path names.",
         )
-    return _in_columns(clinic, wanted)
+    chart = Chart(clinic.people, clinic.patients, clinic.stays, clinic.encounters, clinic.facts)
+    return chart.records(wanted, {"resources that say that nothing was": clinic.states})
 
 
 def _files(site: str, folder: Path) -> list[Path]:
@@ -186,37 +177,3 @@ def _elements(error: Any) -> Iterator[str]:
         path = [str(part) for part in fault["loc"] if part != "root"]
         if fault["type"] != "extra_forbidden" and (not path or path[0] in READ):
             yield ".".join(path) or "its values"
-
-
-def _in_columns(clinic: Clinic, wanted: frozenset[str] | None) -> Records:
-    people, stays = clinic.patients, clinic.encounters
-    ids, stay_ids = list(clinic.people.places), list(clinic.stays.places)
-    sexes, born, died, dead = zip(*people.values(), strict=True)
-    patients = Patients(
-        np.array([ids[at] for at in people], dtype=object),
-        np.array(sexes, dtype=object),
-        births(list(born)),
-        seconds(list(died)),
-        np.array(dead, bool),
-    )
-    places = _places(people, len(ids))
-    owner, start, end, kind = zip(*stays.values(), strict=True) if stays else ((), (), (), ())
-    encounters = Encounters(
-        np.array([stay_ids[at] for at in stays], dtype=object),
-        np.append(places, -1).astype(np.int32)[np.array(owner, np.int64)],
-        seconds(list(start)),
-        seconds(list(end)),
-        np.array(kind, np.int32),
-    )
-    facts = clinic.facts.facts(places, _places(stays, len(stay_ids)), encounters.start)
-    left_out = {"resources that say that nothing was": clinic.states}
-    meant = meanings(facts.codes if wanted is None else wanted, facts.codes)
-    return sound(patients, encounters, facts, meant, left_out)
-
-
-def _places(known: Iterable[int], size: int) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """Where each number stands among those that are known, or -1."""
-    places = np.full(size, -1, np.int32)
-    numbers = np.fromiter(known, np.int64)
-    places[numbers] = np.arange(len(numbers))
-    return places

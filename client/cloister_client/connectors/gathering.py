@@ -1,13 +1,27 @@
-"""Facts one by one into columns: how a reader of many small records fills ``clinical.Facts``."""
+"""Facts one by one into columns: how a reader of many small records fills ``clinical.Records``."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cloister_client.connectors.clinical import NEVER, Facts, Places, Times, seconds
+from cloister_client.connectors.clinical import (
+    NEVER,
+    Encounters,
+    Facts,
+    Patients,
+    Places,
+    Records,
+    Times,
+    births,
+    meanings,
+    seconds,
+    sound,
+)
 
 Row = tuple[int, int, int, str | None, int, float, int, int]
 """Event, patient, encounter, time, code, value, unit, answer."""
@@ -71,3 +85,50 @@ def _once(facts: Facts) -> Facts:
     event, code = facts.event[order], facts.code[order]
     last = np.append((event[1:] != event[:-1]) | (code[1:] != code[:-1]), True) if len(order) else order.astype(bool)
     return facts[np.sort(order[last])]
+
+
+@dataclass
+class Chart:
+    """Patients, encounters and facts so far, each patient and encounter by the number of its id in the words."""
+
+    people: Words = field(default_factory=Words)
+    patients: dict[int, tuple[str | None, str | None, str | None, bool]] = field(default_factory=dict)
+    """Sex, birth, death, and whether dead."""
+    stays: Words = field(default_factory=Words)
+    encounters: dict[int, tuple[int, str | None, str | None, int]] = field(default_factory=dict)
+    """The patient's number, start, end, and kind."""
+    facts: Gathered = field(default_factory=Gathered)
+
+    def records(self, wanted: frozenset[str] | None, left_out: dict[str, int], gone: Collection[int] = ()) -> Records:
+        """In columns; there must be a patient. Events that are ``gone`` are as if they had never been told."""
+        ids, stay_ids = list(self.people.places), list(self.stays.places)
+        sexes, born, died, dead = zip(*self.patients.values(), strict=True)
+        patients = Patients(
+            np.array([ids[at] for at in self.patients], dtype=object),
+            np.array(sexes, dtype=object),
+            births(list(born)),
+            seconds(list(died)),
+            np.array(dead, bool),
+        )
+        places = _places(self.patients, len(ids))
+        owner, start, end, kind = zip(*self.encounters.values(), strict=True) if self.encounters else ((), (), (), ())
+        encounters = Encounters(
+            np.array([stay_ids[at] for at in self.encounters], dtype=object),
+            np.append(places, -1).astype(np.int32)[np.array(owner, np.int64)],
+            seconds(list(start)),
+            seconds(list(end)),
+            np.array(kind, np.int32),
+        )
+        facts = self.facts.facts(places, _places(self.encounters, len(stay_ids)), encounters.start)
+        if gone:
+            facts = facts[np.flatnonzero(~np.isin(facts.event, list(gone)))]
+        meant = meanings(facts.codes if wanted is None else wanted, facts.codes)
+        return sound(patients, encounters, facts, meant, left_out)
+
+
+def _places(known: Iterable[int], size: int) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """Where each number stands among those that are known, or -1."""
+    places = np.full(size, -1, np.int32)
+    numbers = np.fromiter(known, np.int64)
+    places[numbers] = np.arange(len(numbers))
+    return places

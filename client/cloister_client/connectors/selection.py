@@ -62,8 +62,10 @@ class _Chosen:
     high: NDArray[np.int64]
 
 
-def select(records: Records, schema: Schema, own: Coded, site: str) -> pd.DataFrame:
+def select(records: Records, schema: Schema, own: Coded, site: str, encounter: str | None = None) -> pd.DataFrame:
     """The plan's columns, one row for each encounter that its anchor takes, by patient and time.
+
+    ``encounter`` names a further column, of the encounters' ids.
 
     Of one value the last fact of a time is the one that counts: of numbers the greatest, of words the last in the
     alphabet, so that no order of a file decides. ``frame.attrs["notes"]`` says what could not be used.
@@ -71,7 +73,11 @@ def select(records: Records, schema: Schema, own: Coded, site: str) -> pd.DataFr
     Raises:
         DataRefused: a code, a unit or a window is missing, or a value cannot come into the plan's unit.
     """
-    return _Selection(records, schema, own, site).frame()
+    selection = _Selection(records, schema, own, site)
+    frame = selection.frame()
+    if encounter is not None:
+        frame[encounter] = selection.anchors.id
+    return frame
 
 
 class _Selection:

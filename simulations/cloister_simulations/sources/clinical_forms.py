@@ -1,7 +1,7 @@
-"""Invented hospitals that keep the same kind of records in other forms: FHIR, OMOP, and a flat table.
+"""Invented hospitals that keep the same kind of records in other forms: FHIR, OMOP, HL7, and a flat table.
 
 The flat table is worked out here one record at a time, by the plan's words and not by the connectors' code, so that
-the three agree only if the connectors are right.
+all agree only if the connectors are right.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cloister_client.units import factor
 from cloister_shared.plan import Mechanism
 from cloister_simulations.site_folder import invented_names
 
-Form = Literal["fhir", "omop", "table"]
+Form = Literal["fhir", "omop", "hl7", "ccda", "table"]
 DAY, HOUR = 86400, 3600
 INPATIENT, EMERGENCY, OUTPATIENT = "IMP", "EMER", "AMB"
 
@@ -173,6 +173,12 @@ def write_form(invented: Invented, form: Form, folder: Path, site: str) -> Path:
         case "omop":
             write_omop(invented, folder / "cdm")
             section = {"omop": {"folder": "cdm"}}
+        case "hl7" | "ccda":
+            # Imported here: that file speaks of the people and visits of this one.
+            from cloister_simulations.sources.hl7_forms import write_documents, write_messages
+
+            (write_messages if form == "hl7" else write_documents)(invented, folder / "messages")
+            section = {"hl7": {"path": "messages"}}
         case "table":
             flat(invented).to_parquet(folder / "table.parquet", index=False)
             section = {"table": {"path": "table.parquet", "units": {"weight": "lb"}}}

@@ -1,4 +1,4 @@
-"""The same invented hospital as FHIR, as OMOP and as a flat table: the same tensors, bit for bit."""
+"""The same invented hospital as FHIR, OMOP, HL7 messages, C-CDA and a flat table: the same tensors, bit for bit."""
 
 import json
 import sqlite3
@@ -17,7 +17,7 @@ from cloister_client.cli import app
 from cloister_client.connectors.connector import open_records
 from cloister_client.connectors.omop import may_write, opened
 from cloister_client.dataset import Dataset, load_dataset
-from cloister_shared.plan import StudyPlan
+from cloister_shared.plan import Cohort, StudyPlan
 from cloister_shared.plan_file import load, parse
 from cloister_shared.plan_rules import broken
 from cloister_shared.schema import Schema
@@ -46,7 +46,7 @@ def flat(plan, invented, tmp_path_factory) -> Dataset:
 
 def same(one: Dataset, other: Dataset) -> None:
     for mine, theirs in ((one.train, other.train), (one.test, other.test)):
-        assert len(mine) > 20
+        assert len(mine) > 10
         assert mine.x.numpy().tobytes() == theirs.x.numpy().tobytes()
         assert mine.y.numpy().tobytes() == theirs.y.numpy().tobytes()
         np.testing.assert_array_equal(mine.patients, theirs.patients)
@@ -55,6 +55,16 @@ def same(one: Dataset, other: Dataset) -> None:
 @pytest.mark.parametrize("form", ["fhir", "omop"])
 def test_a_clinical_form_and_the_flat_table_are_the_same(form, plan, invented, flat, tmp_path):
     same(load_dataset(open_records(write_form(invented, form, tmp_path, "st-marys")), plan), flat)
+
+
+def test_hl7_messages_and_documents_are_the_same(plan, tmp_path):
+    few, plan = invent(40, seed=5), plan.model_copy(update={"cohort": Cohort(min_sites=2, min_patients=10)})
+    flat, messages, documents = (
+        load_dataset(open_records(write_form(few, form, tmp_path / form, "st-marys")), plan)
+        for form in ("table", "hl7", "ccda")
+    )
+    same(messages, flat)
+    same(documents, flat)
 
 
 WORDS = ("vocabulary_id", "concept_code", "standard_concept")
