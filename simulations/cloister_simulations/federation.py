@@ -159,6 +159,7 @@ def plan_for(plan: StudyPlan, arm: Arm, seed: int) -> StudyPlan:
         training={"sample_rate": None, "augment": None},
         statistics={"epsilon_share": None},
         evaluation={"epsilon_share": None},
+        **({"readiness": {"epsilon_share": None}} if plan.readiness else {}),
     )
 
 
