@@ -33,7 +33,7 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Coverage:
-    """Of each record that was read: whose it is, and its answers [n, questions] in the order of the plan's questions."""
+    """Of each record that was read: whose it is, and its answers [n, questions] as ``readiness.questions`` has them."""
 
     patients: NDArray[np.int64]
     answers: Flags
@@ -80,11 +80,11 @@ def _features(frame: pd.DataFrame, x: NDArray[np.float32], schema: Schema, fault
                 taken = _block(x, shaped[feature.name]).reshape(len(x), feature.steps, 2, len(feature.channels))[
                     :, :, 1
                 ]
-                found += list(taken.any(axis=1).T)
+                found += list(np.any(taken, axis=1).T)
             case VectorFeature():
                 found.append(np.all([there(f"{feature.name}_{at}") for at in range(feature.length)], axis=0))
             case _ if feature.name in shaped and not isinstance(feature, ImageFeature):
-                found.append(_block(x, shaped[feature.name]).any(axis=1))
+                found.append(np.any(_block(x, shaped[feature.name]) != 0, axis=1))
             case _:
                 found.append(there(feature.name))
     return found

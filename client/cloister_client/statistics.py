@@ -1,7 +1,7 @@
 """What a hospital says of its rows as sums and counts: for normalisation, of the cohort, and of a model's risks.
 
-Each is one release with noise on a grid that the secure sum adds up exactly, but that readiness is in no sum. With unit patient a patient counts as
-one, shared among their rows, however many these are.
+Each is one release with noise on a grid that the secure sum adds up exactly; readiness alone is in no sum. With unit
+patient a patient counts as one, shared among their rows, however many these are.
 """
 
 from __future__ import annotations

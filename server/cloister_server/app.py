@@ -197,8 +197,7 @@ def _readiness_once(study: Study, grid: Grid, members: Members | None, absent: M
         QuorumLost: too few told it.
         StudyHeld: between organisations, if the plan holds for it.
     """
-    plan, folder = study.plan, study.store.folder
-    if (table := readiness.load(folder)) is None:
+    if (table := readiness.load(study.store.folder)) is None:
         known = members() if members else {}
         silent = {known.get(node, f"node {node}"): why for node, why in absent.items()}
         table = _readiness(study, grid, study.enrolled, silent)

@@ -19,14 +19,14 @@ from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import read_plan
 from cloister_shared.readiness import UNITS, USABLE
 from cloister_shared.tally import Numbers
-from cloister_shared.wire import Reply
 
 if TYPE_CHECKING:
     from cloister_server.records import Study
     from cloister_server.registry import Registry
+    from cloister_shared.wire import Reply
 
 _FILE = "readiness.json"
-_WIDTH, _NAME, _CELL = 100, 24, 12
+_WIDTH, _NAME, _CELL = 100, 24, 16
 _SURE = 2
 """Standard deviations of the noise that are given away before anything is called thin."""
 

@@ -44,10 +44,10 @@ def part(
 ) -> float:
     """What each hospital adds of the noise that ``events`` account for: 1 / √(sites - colluding), or more.
 
-    ``events`` are everything that a plan releases, but ``whole``, whose noise each hospital adds alone. ``sites`` is the quorum: the fewest hospitals in a sum that is
-    ever opened, since those that drop out take their noise with them. Any sites - colluding of them keep the promise
-    of ``events`` against all others and the coordinator. ``epsilon_alone``, if given, is kept even against all other
-    hospitals, by a hospital's own noise.
+    ``events`` are everything that a plan releases, but ``whole``, whose noise each hospital adds alone. ``sites`` is
+    the quorum: the fewest hospitals in a sum that is ever opened, since those that drop out take their noise with them.
+    Any sites - colluding of them keep the promise of ``events`` against all others and the coordinator.
+    ``epsilon_alone``, if given, is kept even against all other hospitals, by a hospital's own noise.
 
     Raises:
         BudgetExceeded: no noise keeps ``epsilon_alone``.
