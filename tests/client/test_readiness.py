@@ -20,6 +20,7 @@ from cloister_shared.errors import TicketRefused
 from cloister_shared.noise import reproducible
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend, read_plan
+from cloister_shared.tally import Numbers
 from cloister_shared.wire import Ticket, TicketHeader
 from cloister_simulations.site_folder import enrol_all, grant
 
@@ -74,7 +75,9 @@ def seen(frame, tmp_path):
     """``seen(plan)``: what is known of those records."""
 
     def of(plan: StudyPlan) -> Coverage:
-        return opened(plan, frame, tmp_path).coverage
+        found = opened(plan, frame, tmp_path).coverage
+        assert found
+        return found
 
     return of
 
@@ -86,7 +89,7 @@ def opened(plan, frame, folder):
     return load_dataset(open_records(folder / "site.yaml"), plan)
 
 
-def told(seen: Coverage, plan: StudyPlan, seed: str = "s") -> dict[str, float]:
+def told(seen: Coverage, plan: StudyPlan, seed: str = "s") -> Numbers:
     return noisy_readiness(seen, plan, reproducible(seed))
 
 
@@ -179,6 +182,7 @@ def test_the_noise_is_what_the_event_says_and_whole(seen, shared):
     """A hospital's own: also where, in training, its part is a fraction of the noise."""
     plan = shared_noise() if shared else PRIVATE
     event = charges.readiness_event(plan)
+    assert event
     assert (event.sample_rate, event.steps, event.purpose) == (1.0, 1, "readiness")
     assert epsilon([event], 1e-5) == pytest.approx(0.2 * 8.0, rel=5e-3)
     known, expected = seen(plan), by_pandas_of(seen(plan))

@@ -2,15 +2,17 @@
 
 import json
 import shutil
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
-from cloister_server import folder, readiness
+from cloister_server import folder, readiness, worker
 from cloister_server.cli import app
 from cloister_server.dashboard import facts
 from cloister_server.readiness import Table, checked, load, page, released, save
-from cloister_shared.errors import CheckpointBroken, ReplyRejected
+from cloister_shared.errors import CheckpointBroken, ReplyRejected, StudyHeld
 from cloister_shared.plan_file import amend, read_plan
 from cloister_shared.readiness import names
 from cloister_shared.wire import Reply, ReplyHeader
@@ -165,6 +167,30 @@ def test_the_command_shows_the_table(study, tmp_path):
     assert as_json["shares"]["lactate"]["Ash"] == {"share": 0.2, "mark": "!"}
     assert '"study readiness"' in (tmp_path / "consortium" / "audit.jsonl").read_text()
     assert facts.readiness_page(opened.registry.study("three"), tmp_path / "consortium") == page(PLAN, TABLE)
+
+
+def test_the_worker_stops_a_study_for_its_reader_and_whoever_resumes_it_lets_it_go(study, tmp_path, monkeypatch):
+    """Stopped first and let go after it: a crash between the two stops it again, and never lets it go unread."""
+    opened, place = study
+    opened.registry.move(PLAN.digest, "running")
+    save(place, Table(TABLE.told, held=True))
+    at_release = []
+
+    def hold(*_: object) -> None:
+        raise StudyHeld("2 hospitals told what they hold.")
+
+    monkeypatch.setattr(worker, "open_consortium", lambda folder: opened)
+    monkeypatch.setattr(worker, "open_link", lambda folder: SimpleNamespace(run=lambda digest: nullcontext()))
+    monkeypatch.setattr(worker, "_gather", lambda *_: None)
+    monkeypatch.setattr(worker, "run_study", hold)
+    let_go = readiness.released
+    monkeypatch.setattr(
+        readiness, "released", lambda folder: at_release.append(opened.registry.study("three").state) or let_go(folder)
+    )
+    worker.work(tmp_path / "consortium", PLAN.digest)
+    assert at_release == ["stopped"]
+    assert "cloister-coordinator study readiness" in opened.registry.study("three").reason
+    assert load(place) == Table(TABLE.told, held=False)
 
 
 def test_before_it_is_told_the_command_says_so(study):

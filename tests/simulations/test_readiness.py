@@ -37,7 +37,7 @@ class Hostile(InProcessGrid):
         kind = message.metadata.message_type
         self.asked.append(kind)
         reply = super()._answer(message, name)
-        if self.lies and kind == "query.readiness" and message.metadata.dst_node_id == 1:
+        if reply and self.lies and kind == "query.readiness" and message.metadata.dst_node_id == 1:
             read = unpack_reply(reply.content)
             header = read.header.model_copy(update={"metrics": self.lies(dict(read.header.metrics))})
             reply.content["header"] = pack(header, pack_vectors())["header"]
@@ -68,17 +68,29 @@ def consortium(small, folder):
 @pytest.fixture
 def plan(small):
     return amend(
-        small.plan, rounds=2, privacy={"epsilon": 20.0}, readiness={"epsilon_share": 0.2}, training={"sample_rate": 1.0}
+        small.plan,
+        rounds=2,
+        privacy={"epsilon": 20.0},
+        readiness={"epsilon_share": 0.2},
+        training={"sample_rate": 1.0, "local_steps": 1},
     )
+
+
+def table_in(folder):
+    found = readiness.load(folder)
+    assert found
+    return found
 
 
 def test_the_table_comes_first_and_every_ledger_pays_for_it(consortium, plan, folder):
     sites, grid, run = consortium(plan)
     run()
-    table = readiness.load(folder)
+    table = table_in(folder)
+    assert table.spread
     assert sorted(table.told) == sorted(sites)
     assert grid.asked.index("query.readiness") < grid.asked.index("query.advertise") < grid.asked.index("train")
     for site in sites.values():
+        assert site.ledger
         assert site.ledger.history(plan.digest)[0].purpose == "readiness"
         assert abs(table.told[site.name]["units"] - site.dataset.quality.patients) < 6 * table.spread
 
@@ -95,7 +107,7 @@ def test_a_hospital_that_lies_is_left_out_of_the_table_and_not_of_the_study(cons
     grid.lies = lambda said: said | {"has everything": 1.0}
     finished = run()
     liar = next(iter(sites))
-    table = readiness.load(folder)
+    table = table_in(folder)
     assert table.missing == {liar: f"the readiness is not {len(names(plan))} counts"}
     assert liar not in table.told
     assert liar in finished.enrolled
@@ -116,9 +128,9 @@ def test_a_hospital_that_comes_late_is_asked_when_it_joins(consortium, plan, fol
 
     grid.asked = Comes(seen := [])
     run()
-    assert late in readiness.load(folder).told
+    assert late in table_in(folder).told
     assert seen.count("query.readiness") == 4
-    assert readiness.load(folder).missing == {}
+    assert table_in(folder).missing == {}
 
 
 def test_a_plan_that_holds_waits_for_its_reader(consortium, plan, folder):
@@ -138,6 +150,7 @@ def test_the_report_shows_it_with_its_price(small, folder):
     scenario = small.model_copy(update={"plan": plan})
     found = compare(scenario, Options(folder, arms=("federated", "private")))
     told = learned.readiness(found)
+    assert told
     assert told.arm.kind == "private"
     assert told.epsilon == pytest.approx(0.2 * 2.0, rel=5e-3)
     assert all(site in told.page for site in found.rows)
