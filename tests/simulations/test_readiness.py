@@ -22,9 +22,12 @@ from cloister_simulations.site_folder import enrol_all
 
 
 class Hostile(InProcessGrid):
-    """``lies`` changes the readiness that one hospital sends; ``asked`` are the kinds of all messages."""
+    """``asked`` are the kinds of all messages; ``lies`` changes the readiness that one hospital sends.
 
-    lies = None
+    Those ``gone`` are back once a round has begun, if ``comes``.
+    """
+
+    lies, comes = None, False
 
     def __init__(self, app, sites):
         super().__init__(app, sites)
@@ -36,6 +39,8 @@ class Hostile(InProcessGrid):
     def _answer(self, message, name):
         kind = message.metadata.message_type
         self.asked.append(kind)
+        if self.comes and kind == "train":
+            self.gone = []
         reply = super()._answer(message, name)
         if reply and self.lies and kind == "query.readiness" and message.metadata.dst_node_id == 1:
             read = unpack_reply(reply.content)
@@ -115,22 +120,22 @@ def test_a_hospital_that_lies_is_left_out_of_the_table_and_not_of_the_study(cons
 
 def test_a_hospital_that_comes_late_is_asked_when_it_joins(consortium, plan, folder):
     sites, grid, run = consortium(amend(plan, cohort={"min_sites": 3}))
-    grid.gone, late = [1], next(iter(sites))
-
-    class Comes:
-        def __init__(self, asked):
-            self.asked = asked
-
-        def append(self, kind):
-            self.asked.append(kind)
-            if kind == "train":
-                grid.gone = []
-
-    grid.asked = Comes(seen := [])
+    grid.gone, grid.comes = [1], True
     run()
-    assert late in table_in(folder).told
-    assert seen.count("query.readiness") == 4
+    assert next(iter(sites)) in table_in(folder).told
+    assert grid.asked.count("query.readiness") == 4
     assert table_in(folder).missing == {}
+
+
+def test_one_that_comes_back_is_not_asked_again(consortium, plan, folder):
+    _, grid, run = consortium(amend(plan, cohort={"min_sites": 3}, readiness={"hold": True}))
+    with pytest.raises(StudyHeld):
+        run()
+    readiness.released(folder)
+    grid.gone, grid.comes = [1], True
+    finished = run()
+    assert len(finished.enrolled) == 4
+    assert grid.asked.count("query.readiness") == 4
 
 
 def test_a_plan_that_holds_waits_for_its_reader(consortium, plan, folder):
