@@ -70,6 +70,10 @@ def client_app(open_records: Callable[[Context], Site]) -> ClientApp:
     def unmask(message: Message, context: Context) -> Message:
         return guarded(message, lambda: open_records(context).unmask(unpack_unmask(message.content)))
 
+    @app.query("readiness")
+    def readiness(message: Message, context: Context) -> Message:
+        return answer(message, context, Site.readiness)
+
     @app.query("statistics")
     def statistics(message: Message, context: Context) -> Message:
         return answer(message, context, Site.statistics)

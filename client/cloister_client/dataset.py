@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cloister_client.connectors.connector import Connector
 from cloister_client.consent import Policy
+from cloister_client.coverage import Coverage, coverage
 from cloister_client.encoders import image, molecule, series, text
 from cloister_client.encoders.outcomes import counted, itself, outcomes
 from cloister_client.encoders.scalars import encode, parse, words
@@ -66,6 +67,8 @@ class Dataset:
     test: Rows
     quality: QualityReport
     policy: Policy = field(default_factory=Policy)
+    coverage: Coverage | None = None
+    """Where the plan asks what the records hold."""
 
 
 def load_dataset(connector: Connector, plan: StudyPlan) -> Dataset:
@@ -92,6 +95,7 @@ def load_dataset(connector: Connector, plan: StudyPlan) -> Dataset:
             mend="Correct these rows, or raise table.max_bad_rows in the plan to leave them out.",
         )
     keep &= ~np.isin(np.arange(1, len(frame) + 1), bad)
+    asked = coverage(frame, x, y, keep, plan, report) if plan.readiness else None
     x, y = x[keep], y[keep]
     if isinstance(schema.target, Itself):
         y = np.concatenate([itself(x, schema), y[:, None]], axis=1, dtype=np.float64)
@@ -109,7 +113,7 @@ def load_dataset(connector: Connector, plan: StudyPlan) -> Dataset:
             f" {plan.cohort.min_patients}.",
             mend="Leave this study to larger hospitals, or have cohort.min_patients lowered in the plan.",
         )
-    return Dataset(columns(schema), train, test, report, connector.site.accepts)
+    return Dataset(columns(schema), train, test, report, connector.site.accepts, asked)
 
 
 @dataclass(frozen=True)

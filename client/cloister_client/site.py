@@ -32,10 +32,10 @@ from cloister_client.privacy import (
     with_its_part,
 )
 from cloister_client.secure import SecureSum
-from cloister_client.statistics import noisy_risks, noisy_statistics
+from cloister_client.statistics import noisy_readiness, noisy_risks, noisy_statistics
 from cloister_client.train import sgd, train
 from cloister_shared.budget import Event
-from cloister_shared.charges import evaluation_event, in_patients, statistics_event, training_event
+from cloister_shared.charges import evaluation_event, in_patients, readiness_event, statistics_event, training_event
 from cloister_shared.envelope import read_identity, read_roster
 from cloister_shared.errors import TicketRefused, UpdateRefused
 from cloister_shared.layout import gathered, initial_model, layout_of
@@ -124,6 +124,21 @@ class Site:
         header = ReplyHeader(run=ticket.header.run, round=0, site=self.name, signed=self.secure.advert(ticket.header))
         return Reply(header)
 
+    def readiness(self, ticket: Ticket) -> Reply:
+        """What this hospital's records hold, under noise of its own: told by itself, so no mask hides it."""
+        if (seen := self.dataset.coverage) is None:
+            raise TicketRefused("The plan does not ask for readiness.", mend="Correct the coordinator.")
+        event = readiness_event(self.plan)
+
+        def work() -> Reply:
+            if event:
+                self._commit(ticket, event)
+            found = noisy_readiness(seen, self.plan, self._draw_from(ticket, "readiness"))
+            # Not self._reply, which tells how many training rows there are.
+            return Reply(ReplyHeader(run=ticket.header.run, round=0, site=self.name, metrics=found))
+
+        return self._once(ticket, work, masked=False) if event else work()
+
     def statistics(self, ticket: Ticket) -> Reply:
         """Noisy sums and counts over this hospital's training rows, for normalisation and of the cohort."""
         if not self.plan.asks_statistics:
@@ -132,8 +147,8 @@ class Site:
         def work() -> Reply:
             if event := statistics_event(self.plan):
                 self._commit(ticket, event)
-            said = noisy_statistics(self.dataset.train, self.plan, self._draw_from(ticket))
-            return self._reply(ticket, {}, metrics=said)
+            found = noisy_statistics(self.dataset.train, self.plan, self._draw_from(ticket))
+            return self._reply(ticket, {}, metrics=found)
 
         return self._once(ticket, work)
 
@@ -287,7 +302,8 @@ class Site:
             )
         if header.site != self.name:
             raise TicketRefused(f"The ticket is addressed to {header.site}.", mend=f"This is {self.name}.")
-        rounds = {"advertise": range(1), "statistics": range(1), "train": range(1, plan.rounds + 1)}
+        first = dict.fromkeys(("advertise", "readiness", "statistics"), range(1))
+        rounds = {**first, "train": range(1, plan.rounds + 1)}
         if header.round not in rounds.get(kind, range(plan.rounds + 1, plan.rounds + 2)):
             raise TicketRefused(
                 f"Round {header.round} of {plan.rounds} has no work called {kind}.", mend="Correct the coordinator."
@@ -310,10 +326,10 @@ class Site:
             raise TicketRefused("The plan has no secure sum.", mend="Correct the coordinator.")
         if len(self.dataset.train) > plan.cohort.max_rows:  # before epsilon is spent on what would not count
             raise UpdateRefused(f"{self.name} has more rows than the plan's cohort.max_rows.")
-        if kind != "advertise" and self.secure:
+        if kind not in ("advertise", "readiness") and self.secure:
             self.secure.admit(ticket)
 
-    def _once(self, ticket: Ticket, work: Callable[[], Reply]) -> Reply:
+    def _once(self, ticket: Ticket, work: Callable[[], Reply], *, masked: bool = True) -> Reply:
         """Do the work, or repeat the answer this very ticket already had.
 
         An answer is on disk before it is sent, so a noisy update exists once however often it is asked for, and
@@ -327,8 +343,8 @@ class Site:
             if reply is None:
                 reply = work()
                 with self.answers.saving(digest, reply):
-                    return self._masked(ticket, reply)
-        return self._masked(ticket, reply)
+                    return self._masked(ticket, reply) if masked else reply
+        return self._masked(ticket, reply) if masked else reply
 
     def _masked(self, ticket: Ticket, reply: Reply) -> Reply:
         return self.secure.mask(ticket, reply) if self.secure else reply
@@ -350,11 +366,11 @@ class Site:
     def _bytes(self, count: int) -> bytes:
         return self._entropy(count)
 
-    def _draw_from(self, ticket: Ticket) -> Entropy:
+    def _draw_from(self, ticket: Ticket, purpose: str = "") -> Entropy:
         """Where this request's sampling and noise come from: a fresh keystream, but in a simulation that says so."""
         if self.noise_seed is None:
             return keystream()
-        return reproducible(f"{self.noise_seed}|{self.name}|{ticket.header.round}")
+        return reproducible(f"{self.noise_seed}|{self.name}|{purpose or ticket.header.round}")
 
     def _rows(self, ticket: Ticket) -> tuple[Rows, Rows]:
         """Training and held-out rows, centred and scaled; the constants may not change within a run."""

@@ -1,7 +1,7 @@
 """What a hospital says of its rows as sums and counts: for normalisation, of the cohort, and of a model's risks.
 
-Each is one release with noise on a grid that the secure sum adds up exactly. With unit patient a patient counts as
-one, shared among their rows, however many these are.
+Each is one release with noise on a grid that the secure sum adds up exactly; readiness alone is in no sum. With unit
+patient a patient counts as one, shared among their rows, however many these are.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from cloister_client.coverage import Coverage
 from cloister_client.dataset import Rows
-from cloister_shared import noise, tally
+from cloister_shared import noise, readiness, tally
 from cloister_shared.budget import Event
-from cloister_shared.charges import part_of, statistics_event
+from cloister_shared.charges import part_of, readiness_event, statistics_event
 from cloister_shared.noise import Entropy
 from cloister_shared.outcomes.outcome import cells
 from cloister_shared.plan import StudyPlan
@@ -30,21 +31,34 @@ def noisy_statistics(rows: Rows, plan: StudyPlan, entropy: Entropy) -> Numbers:
 
     ``rows`` are not centred or scaled yet.
     """
-    weights = _weights(rows, plan)
+    weights = weights_of(rows.patients, plan)
     parts = [(_sums(rows, weights, plan), 3 * len(numbers(plan.table)))] if plan.normalises else []
     if plan.statistics.histograms:
         parts.append((_histograms(rows, weights, plan), len(tally.histograms(plan))))
     exact, most = np.concatenate([sums for sums, _ in parts]), sum(squared for _, squared in parts)
-    said = _with_noise(exact, most**0.5, plan, statistics_event(plan), entropy)
+    event = statistics_event(plan)
+    said = with_noise(exact, most**0.5, part_of(plan, event), entropy) if event else exact
     return dict(zip(tally.statistics(plan), said.tolist(), strict=True))
+
+
+def noisy_readiness(seen: Coverage, plan: StudyPlan, entropy: Entropy) -> Numbers:
+    """The numbers of ``readiness.names``: with DP under this hospital's own noise alone, else small ones withheld."""
+    weights, event = weights_of(seen.patients, plan), readiness_event(plan)
+    units, yes = weights.sum(), weights @ seen.answers
+    if event is None:
+        return readiness.told(plan, dict(zip(readiness.names(plan), [float(units), *yes.tolist()], strict=True)))
+    exact = np.concatenate([[units], yes - units / 2])
+    # Not part_of: where training shares its noise, nobody else's is on this.
+    noisy = with_noise(exact, readiness.sensitivity(plan), event.noise_multiplier, entropy)
+    return dict(zip(readiness.names(plan), [float(noisy[0]), *(noisy[1:] + noisy[0] / 2).tolist()], strict=True))
 
 
 def noisy_risks(rows: Rows, risks: Vector, plan: StudyPlan, event: Event, entropy: Entropy) -> Numbers:
     """How many held-out patients of either outcome have which risk: all that ``tally.risks`` names."""
-    weights, outcome = _weights(rows, plan), rows.y.numpy()
+    weights, outcome = weights_of(rows.patients, plan), rows.y.numpy()
     edges = np.linspace(0, 1, tally.RISK_BINS + 1)
     exact = np.concatenate([np.histogram(risks[outcome == y], edges, weights=weights[outcome == y])[0] for y in (1, 0)])
-    return dict(zip(tally.risks(), _with_noise(exact, 1.0, plan, event, entropy).tolist(), strict=True))
+    return dict(zip(tally.risks(), with_noise(exact, 1.0, part_of(plan, event), entropy).tolist(), strict=True))
 
 
 def _sums(rows: Rows, weights: Vector, plan: StudyPlan) -> Vector:
@@ -76,20 +90,18 @@ def _histograms(rows: Rows, weights: Vector, plan: StudyPlan) -> Vector:
     return np.concatenate(found)
 
 
-def _with_noise(exact: Vector, sensitivity: float, plan: StudyPlan, event: Event | None, entropy: Entropy) -> Vector:
-    """``exact`` on the grid, with discrete Gaussian noise for an ℓ² ``sensitivity``; without DP as it is."""
-    if event is None:
-        return exact
+def with_noise(exact: Vector, sensitivity: float, noise_multiplier: float, entropy: Entropy) -> Vector:
+    """``exact`` on the grid, with discrete Gaussian noise for an ℓ² ``sensitivity``."""
     # Rounding to the grid moves each number by half a step at either of two neighbours.
-    spread = part_of(plan, event) * (sensitivity / _GRID + exact.size**0.5)
+    spread = noise_multiplier * (sensitivity / _GRID + exact.size**0.5)
     steps = np.rint(exact / _GRID) + noise.discrete_gaussian(entropy, spread, exact.size)
     return np.asarray(steps * _GRID, dtype=np.float64)
 
 
-def _weights(rows: Rows, plan: StudyPlan) -> Vector:
-    """1 a row, or 1 a patient, shared among the patient's rows."""
-    weights = np.ones(len(rows))
+def weights_of(patients: NDArray[np.int64], plan: StudyPlan) -> Vector:
+    """Of rows with these patients: 1 a row, or 1 a patient, shared among the patient's rows."""
+    weights = np.ones(len(patients))
     if plan.privacy.unit == "patient":
-        _, whose, counts = np.unique(rows.patients, return_inverse=True, return_counts=True)
+        _, whose, counts = np.unique(patients, return_inverse=True, return_counts=True)
         weights /= counts[whose]
     return weights

@@ -10,16 +10,17 @@ import numpy as np
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
-from cloister_server import statistics
+from cloister_server import readiness, statistics
 from cloister_server.cohort import enrol
 from cloister_server.rounds import Study, ask, ask_all, collect, run_round, send, ticket
 from cloister_server.store import Checkpoint, RoundRecord, Store
 from cloister_server.total import require_quorum
 from cloister_shared import tally
 from cloister_shared.envelope import read_roster
-from cloister_shared.errors import EnvelopeRefused, QuorumLost, ReplyRejected
+from cloister_shared.errors import EnvelopeRefused, QuorumLost, ReplyRejected, StudyHeld
 from cloister_shared.layout import Layout, gathered, initial_model, layout_of
 from cloister_shared.plan import StudyPlan
+from cloister_shared.readiness import spread as spread_of
 from cloister_shared.tally import Numbers
 from cloister_shared.wire import Advert, ReplyHeader, Ticket, TicketHeader, read_signed, unpack_reply
 
@@ -59,7 +60,10 @@ def run_study(
     begin = study.checkpoint().round + 1
     for number in range(begin, plan.rounds + 1):
         if number > begin and members and plan.cohort.late_joiners == "next-round":
+            there = set(study.enrolled)
             study = with_late_joiners(study, grid, members)
+            if plan.readiness and (new := set(study.enrolled) - there):
+                _readiness(study, grid, new)
         notice(run_round(study, number, grid))
     judged: dict[str, ReplyHeader] = {}
     if plan.aggregation.secure_sum:
@@ -80,6 +84,7 @@ def open_study(plan: StudyPlan, store: Store, grid: Grid, members: Members | Non
 
     Raises:
         WeightsBroken: the plan's public weights are not in the store's folder.
+        StudyHeld: the hospitals told what they hold, and the plan waits until a person has read it.
     """
     first = initial_model(plan, store.folder)
     layout = layout_of(plan, first)
@@ -89,6 +94,8 @@ def open_study(plan: StudyPlan, store: Store, grid: Grid, members: Members | Non
     study = Study(plan, layout, enrol(plan, introduced, absent), store, roster)
     if store.load(plan.digest) is None:
         store.save(Checkpoint(_new_run(plan), plan.digest, 0, gathered(first, layout.shared)))
+    if plan.readiness:
+        _readiness_once(study, grid, members, absent)
     if secure:
         if not (now := study.checkpoint()).cohort:
             store.save(replace(now, cohort=_adverts(study, grid, now)))
@@ -181,6 +188,51 @@ def _introduced(
 
     absent = collect(grid, ask(grid, asked, "query.enrol", plan.digest), plan.round_timeout, accept)
     return introduced, absent
+
+
+def _readiness_once(study: Study, grid: Grid, members: Members | None, absent: Mapping[int, str]) -> None:
+    """Have the hospitals tell what they hold, if they have not yet: asked anew they would add other noise, for more.
+
+    Raises:
+        QuorumLost: too few told it.
+        StudyHeld: between organisations, if the plan holds for it.
+    """
+    if (table := readiness.load(study.store.folder)) is None:
+        known = members() if members else {}
+        silent = {known.get(node, f"node {node}"): why for node, why in absent.items()}
+        table = _readiness(study, grid, study.enrolled, silent)
+    if table.held and members:
+        raise StudyHeld(f"{len(table.told)} hospitals told what they hold, and the plan waits until it is read.")
+
+
+def _readiness(
+    study: Study, grid: Grid, asked: Collection[str], absent: Mapping[str, str] | None = None
+) -> readiness.Table:
+    """The table with what these hospitals tell, each by itself; durable before anybody sees it.
+
+    Raises:
+        QuorumLost: fewer have told it than the plan needs.
+    """
+    plan, now = study.plan, study.checkpoint()
+    spread = spread_of(plan)
+    before = readiness.load(study.store.folder) or readiness.Table(
+        {}, {}, spread, bool(plan.readiness and plan.readiness.hold)
+    )
+    told: dict[str, Numbers] = {}
+
+    def accept(site: str, message: Message) -> None:
+        told[site] = readiness.checked(plan, spread, site, unpack_reply(message.content))
+
+    to = {site: node for site, node in study.enrolled.items() if site in asked and site not in before.told}
+    question = Ticket(TicketHeader(run=now.run, plan=now.plan, round=0, site=""))
+    alone = replace(study, enrolled=to, cohort={})
+    silent = collect(grid, send(alone, question, grid, "query.readiness"), plan.round_timeout, accept)
+    told = {**before.told, **told}
+    missing = {site: why for site, why in {**before.missing, **(absent or {}), **silent}.items() if site not in told}
+    require_quorum("Readiness", len(told), plan.cohort.min_sites, missing)
+    table = replace(before, told=told, missing=missing)
+    readiness.save(study.store.folder, table)
+    return table
 
 
 def _statistics(study: Study, grid: Grid) -> Numbers:

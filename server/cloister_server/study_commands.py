@@ -88,6 +88,28 @@ def watch(study: Study, consortium: Folder = HERE, token_file: TokenFile = None)
 
 
 @app.command()
+def readiness(
+    study: Study,
+    json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    consortium: Folder = HERE,
+) -> None:
+    """Show what the hospitals hold, as they told it before training. On the coordinator's own machine."""
+    with plain_errors():
+        from cloister_server.folder import open_records, read_settings, record
+        from cloister_server.readiness import as_json, of_study, page
+
+        registry = open_records(consortium, read_settings(consortium))
+        try:
+            found, plan, table = of_study(registry, consortium, study)
+        finally:
+            registry.close()
+        record(consortium, "the machine", "operator", "study readiness", found.digest, "done")
+        if not json:
+            typer.echo(f"{found.name} {found.digest[:16]}: what the hospitals hold\n")
+        typer.echo(as_json(plan, table) if json else page(plan, table))
+
+
+@app.command()
 def export(
     study: Study,
     out: Annotated[Path, typer.Option(help="A new folder for the model.")] = Path("model"),

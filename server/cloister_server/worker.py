@@ -14,13 +14,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cloister_server import readiness
 from cloister_server.app import run_study
 from cloister_server.folder import open_consortium
 from cloister_server.link import Link, open_link
 from cloister_server.records import Study
 from cloister_server.registry import Registry
 from cloister_server.store import RoundRecord, Store
-from cloister_shared.errors import CloisterError, CohortTooSmall, LinkLost, QuorumLost
+from cloister_shared.errors import CloisterError, CohortTooSmall, LinkLost, QuorumLost, StudyHeld
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import read_plan
 
@@ -67,6 +68,10 @@ def work(folder: Path, digest: str) -> None:
             time.sleep(pause)
         except LinkLost:
             raise  # the Flower run is another's; whoever watches over this process starts it again
+        except StudyHeld as held:
+            registry.move(digest, "stopped", str(held), only_from=("running", "waiting"))
+            readiness.released(store.folder)  # after it: a crash between them stops the study a second time, never none
+            return
         except CloisterError as refusal:
             log.error("%s", refusal)
             registry.move(digest, "stopped", str(refusal), only_from=("running", "waiting"))

@@ -33,7 +33,8 @@ def training_event(plan: StudyPlan, units: int) -> Event:
         BudgetExceeded: no noise keeps the whole run within the plan's epsilon.
     """
     epsilon, delta = promise(plan)
-    before = tuple(event for event in (statistics_event(plan), evaluation_event(plan)) if event)
+    asked = (readiness_event(plan), statistics_event(plan), evaluation_event(plan))
+    before = tuple(event for event in asked if event)
     if plan.privacy.unit == "site":  # one release a round, of the whole update
         return Event(calibrate(1.0, plan.rounds, epsilon, delta, before), 1.0, 1)
     rate = plan.training.sample_rate or min(1.0, plan.training.batch_size / units)
@@ -49,6 +50,11 @@ def statistics_event(plan: StudyPlan) -> Event | None:
     if not plan.private or not plan.asks_statistics:
         return None
     return _alone(plan, plan.statistics.epsilon_share or 0.1, "statistics")
+
+
+def readiness_event(plan: StudyPlan) -> Event | None:
+    """What a hospital's own counts before training cost, or None if there are none, or no DP."""
+    return _alone(plan, plan.readiness.share, "readiness") if plan.private and plan.readiness else None
 
 
 def evaluation_event(plan: StudyPlan) -> Event | None:
@@ -68,7 +74,7 @@ def charges(plan: StudyPlan, units: int = 0) -> tuple[Event, ...]:
     """
     event = training_event(plan, units)
     whole = replace(event, steps=plan.rounds * event.steps)
-    return tuple(e for e in (statistics_event(plan), whole, evaluation_event(plan)) if e)
+    return tuple(e for e in (readiness_event(plan), statistics_event(plan), whole, evaluation_event(plan)) if e)
 
 
 def in_patients(event: Event, plan: StudyPlan, records: int) -> Event:
@@ -91,11 +97,17 @@ def certificate(plan: StudyPlan) -> tuple[Standing, ...]:
     """Where noise is shared: what is promised against the coordinator, with some hospitals, and with all others."""
     if not plan.shared_noise:
         return ()
-    _, delta = promise(plan)
-    return shared_noise.certificate(charges(plan), delta, _each(plan), plan.cohort.min_sites, plan.privacy.colluding)
+    (_, delta), sites, (shared, whole) = promise(plan), plan.cohort.min_sites, _apart(plan)
+    return shared_noise.certificate(shared, delta, _each(plan), sites, plan.privacy.colluding, whole)
 
 
 def _each(plan: StudyPlan) -> float:
     """What each hospital adds of the noise that all share."""
-    (_, delta), terms = promise(plan), plan.privacy
-    return shared_noise.part(charges(plan), delta, plan.cohort.min_sites, terms.colluding, terms.epsilon_alone)
+    (_, delta), terms, (shared, whole) = promise(plan), plan.privacy, _apart(plan)
+    return shared_noise.part(shared, delta, plan.cohort.min_sites, terms.colluding, terms.epsilon_alone, whole)
+
+
+def _apart(plan: StudyPlan) -> tuple[tuple[Event, ...], tuple[Event, ...]]:
+    """Where noise is shared: what has it, and what each hospital releases by itself with noise of its own."""
+    everything, own = charges(plan), readiness_event(plan)
+    return tuple(event for event in everything if event != own), (own,) if own else ()

@@ -147,6 +147,12 @@ class StudyRefused(Refusal):
     """There is no such study, or its state does not allow what is asked."""
 
 
+class StudyHeld(StudyRefused):
+    """The plan has a person read what the hospitals hold before they train."""
+
+    mend = "Read it: cloister-coordinator study readiness NAME. Then type study resume NAME, or leave it stopped."
+
+
 class VersionRefused(Refusal):
     """The two sides speak versions of the protocol that do not fit together; one must be upgraded."""
 

@@ -39,6 +39,20 @@ class Statistics(Terms):
     """With DP: the part of epsilon that the statistics alone may use (0.1 if absent)."""
 
 
+class Readiness(Terms):
+    """What each hospital tells of its own records before any training, by itself: see ``readiness``."""
+
+    epsilon_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """With DP: the part of epsilon that it alone may use (0.05 if absent)."""
+    hold: bool = False
+    """The study stops once it is told, until a person resumes it."""
+
+    @property
+    def share(self) -> float:
+        """The part of epsilon, where there is one."""
+        return self.epsilon_share or 0.05
+
+
 # --- the strategy: how the coordinator turns replies into the next model -------------------------------------
 class FedAvg(Terms):
     """McMahan et al. 2017. ``server_learning_rate`` 1 is the plain mean."""
@@ -259,6 +273,8 @@ class StudyPlan(Terms):
     table: Schema
     normalisation: Normalisation = Normalisation()
     statistics: Statistics = Statistics()
+    readiness: Readiness | None = None
+    """Absent: no hospital tells anything of itself, and the plan's digest is what it was before there was this term."""
     cohort: Cohort = Cohort()
     rounds: Count
     round_timeout: Positive = 600.0
@@ -325,6 +341,6 @@ class StudyPlan(Terms):
         return hashlib.sha256(self.canonical()).hexdigest()
 
     def canonical(self) -> bytes:
-        """The bytes that are digested and, one day, signed: every term, defaults written out."""
-        dumped = self.model_dump(mode="json")
+        """The bytes that are digested and, one day, signed: every term, defaults written out but for ``readiness``."""
+        dumped = self.model_dump(mode="json", exclude=None if self.readiness else {"readiness"})
         return json.dumps(dumped, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

@@ -57,6 +57,7 @@ def _below(section: str, fault: Broken) -> Broken:
 def _normalisation(plan: StudyPlan) -> Iterator[Broken]:
     terms = plan.normalisation
     shares = {"statistics": plan.statistics.epsilon_share, "evaluation": plan.evaluation.epsilon_share}
+    shares["readiness"] = plan.readiness.epsilon_share if plan.readiness else None
     for key, share in shares.items():
         if share is not None and not plan.private:
             yield Broken((key, "epsilon_share"), "means nothing with mechanism none", "Take it out.")
@@ -73,9 +74,8 @@ def _normalisation(plan: StudyPlan) -> Iterator[Broken]:
             "Take it out: metrics are then exact and outside epsilon, and the report says so.",
         )
     if sum(share or 0.0 for share in shares.values()) >= 0.9:
-        yield Broken(
-            ("statistics", "epsilon_share"), "leaves next to nothing of epsilon for training", "Lower the shares."
-        )
+        first = next(key for key, share in shares.items() if share)
+        yield Broken((first, "epsilon_share"), "leaves next to nothing of epsilon for training", "Lower the shares.")
     if isinstance(plan.task, Synthetic) and terms.method != "plan":
         yield Broken(
             ("normalisation", "method"),
@@ -190,6 +190,7 @@ def _site_level(plan: StudyPlan) -> Iterator[Broken]:
         ("normalisation", "method"): plan.normalises,
         ("statistics", "histograms"): plan.statistics.histograms is not None,
         ("evaluation", "epsilon_share"): plan.evaluation.epsilon_share is not None,
+        ("readiness",): plan.readiness is not None,
     }
     for path, asked in counts.items():
         if asked:

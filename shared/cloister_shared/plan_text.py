@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from textwrap import wrap
 
+from cloister_shared import readiness
 from cloister_shared.charges import certificate
 from cloister_shared.plan import Mechanism, StudyPlan
 from cloister_shared.schema_text import predicts
@@ -34,6 +35,7 @@ def terms(plan: StudyPlan) -> dict[str, str]:
         "Privacy": privacy(plan),
         **guarantee(plan),
         "Constants": normalisation(plan),
+        **({"Readiness": "".join(readiness.in_words(plan))} if plan.readiness else {}),
         "Secure sum": "on: the coordinator sees only the sum"
         if plan.aggregation.secure_sum
         else "OFF: the coordinator sees each hospital's update",
@@ -122,6 +124,10 @@ def inside(plan: StudyPlan) -> list[str]:
     steps = plan.training.local_steps
     every = "one release each" if plan.privacy.unit == "site" else f"{steps} noisy step{'s' if steps > 1 else ''} each"
     found = [f"training, {plan.rounds} rounds of {every}"]
+    if plan.readiness:
+        found.append(
+            f"counts of each hospital's own before training, within {plan.readiness.share:.0%} of epsilon alone"
+        )
     if plan.asks_statistics:
         share = plan.statistics.epsilon_share or 0.1
         found.append(f"sums and counts before round 1, within {share:.0%} of epsilon on their own")
@@ -149,6 +155,9 @@ def turned_off(plan: StudyPlan) -> list[str]:
     if not plan.aggregation.secure_sum:
         noisy = "noisy" if plan.private else "un-noised"
         found.append(f"Secure sum OFF: the coordinator sees each hospital's {noisy} update.")
+    if plan.readiness and not plan.private:
+        least = plan.evaluation.min_count
+        found.append(f"Readiness counts EXACT, hospital by hospital; only counts below {least} are withheld.")
     if plan.private and plan.evaluation.epsilon_share is None:
         found.append("Held-out metrics EXACT: outside ε. Write evaluation.epsilon_share to count them in it.")
     return found

@@ -34,13 +34,20 @@ class Standing:
 
 
 @cache
-def part(events: Events, delta: float, sites: int, colluding: int = 0, epsilon_alone: float | None = None) -> float:
+def part(
+    events: Events,
+    delta: float,
+    sites: int,
+    colluding: int = 0,
+    epsilon_alone: float | None = None,
+    whole: Events = (),
+) -> float:
     """What each hospital adds of the noise that ``events`` account for: 1 / √(sites - colluding), or more.
 
-    ``events`` are everything that a plan releases. ``sites`` is the quorum: the fewest hospitals in a sum that is
-    ever opened, since those that drop out take their noise with them. Any sites - colluding of them keep the promise
-    of ``events`` against all others and the coordinator. ``epsilon_alone``, if given, is kept even against all other
-    hospitals, by a hospital's own noise.
+    ``events`` are everything that a plan releases, but ``whole``, whose noise each hospital adds alone. ``sites`` is
+    the quorum: the fewest hospitals in a sum that is ever opened, since those that drop out take their noise with them.
+    Any sites - colluding of them keep the promise of ``events`` against all others and the coordinator.
+    ``epsilon_alone``, if given, is kept even against all other hospitals, by a hospital's own noise.
 
     Raises:
         BudgetExceeded: no noise keeps ``epsilon_alone``.
@@ -49,17 +56,19 @@ def part(events: Events, delta: float, sites: int, colluding: int = 0, epsilon_a
 
     # A hair more than rounding can take from the sum of the parts.
     least = (1 + 1e-12) / math.sqrt(sites - colluding)
-    if epsilon_alone is None or _scaled(events, delta, least) <= epsilon_alone:
+    if epsilon_alone is None or _scaled(events, delta, least, whole) <= epsilon_alone:
         return least
-    if (drowned := _scaled(events, delta, _MOST)) > epsilon_alone:
+    if (drowned := _scaled(events, delta, _MOST, whole)) > epsilon_alone:
         raise BudgetExceeded(f"Epsilon {epsilon_alone:g} against all others cannot be kept: at best {drowned:.3g}.")
-    found = float(brentq(lambda each: _scaled(events, delta, each) - epsilon_alone, least, _MOST, rtol=1e-4))
-    while _scaled(events, delta, found) > epsilon_alone:
+    found = float(brentq(lambda each: _scaled(events, delta, each, whole) - epsilon_alone, least, _MOST, rtol=1e-4))
+    while _scaled(events, delta, found, whole) > epsilon_alone:
         found *= 1.0001
     return found
 
 
-def certificate(events: Events, delta: float, each: float, sites: int, colluding: int = 0) -> tuple[Standing, ...]:
+def certificate(
+    events: Events, delta: float, each: float, sites: int, colluding: int = 0, whole: Events = ()
+) -> tuple[Standing, ...]:
     """What is promised where each of ``sites`` hospitals adds ``each`` of the noise, a row for each company.
 
     Against the coordinator alone, with the ``colluding`` that the plan allows for, with a third of the hospitals (of
@@ -76,13 +85,14 @@ def certificate(events: Events, delta: float, each: float, sites: int, colluding
     found: list[Standing] = []
     for who, count in sorted(companies.items(), key=lambda company: company[1]):
         left = each * math.sqrt(sites - count)
-        found.append(Standing(who, count, left, _scaled(events, delta, left)))
+        found.append(Standing(who, count, left, _scaled(events, delta, left, whole)))
     return tuple(found)
 
 
-def _scaled(events: Events, delta: float, noise: float) -> float:
-    """Epsilon where only so much of the noise is there."""
-    return epsilon([replace(event, noise_multiplier=noise * event.noise_multiplier) for event in events], delta)
+def _scaled(events: Events, delta: float, noise: float, whole: Events) -> float:
+    """Epsilon where only so much of the noise is there, but of ``whole`` all of it."""
+    shared = [replace(event, noise_multiplier=noise * event.noise_multiplier) for event in events]
+    return epsilon([*shared, *whole], delta)
 
 
 def rounding_inflation(clip_norm: float, scale: float, dimension: int) -> float:

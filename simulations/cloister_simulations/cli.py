@@ -264,10 +264,13 @@ def _line(result: Result, headline: str) -> str:
 
 def _tell(typed: str, found: Comparison, console: Console) -> None:
     """The tables, where the report is, and what to try next."""
-    from cloister_simulations import models, report
+    from cloister_simulations import learned, models, report
     from cloister_simulations.scenario import shipped
 
     path, exported = report.write(found), models.export(found)
+    if told := learned.readiness(found):
+        console.print(f"\nWhat each hospital told before training ({told.arm.name})\n")
+        console.print(told.page, markup=False, soft_wrap=True)
     for table in report.tables(found):
         console.print()
         console.print(table)

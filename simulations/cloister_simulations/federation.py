@@ -24,6 +24,7 @@ from cloister_client.network import Network
 from cloister_client.privacy import Units, most_records, plain
 from cloister_client.site import Site, own_constants
 from cloister_client.train import train
+from cloister_server import readiness
 from cloister_server.app import Finished, server_app
 from cloister_server.statistics import Seen, cohort_view
 from cloister_server.store import RoundRecord, Store
@@ -101,6 +102,8 @@ class Result:
     """Under the secure sum: what the coordinator received from one hospital in the last round, and what it learned."""
     cohort: dict[str, Seen] = field(default_factory=dict[str, Seen])
     """What the coordinator made of the plan's histograms, by feature."""
+    readiness: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What the hospitals told of their records before training, each by itself: a ``readiness.Table``."""
     seconds: float = 0.0
     plan: str = ""
     """Digest of the plan that this arm ran."""
@@ -159,6 +162,7 @@ def plan_for(plan: StudyPlan, arm: Arm, seed: int) -> StudyPlan:
         training={"sample_rate": None, "augment": None},
         statistics={"epsilon_share": None},
         evaluation={"epsilon_share": None},
+        **({"readiness": {"epsilon_share": None}} if plan.readiness else {}),
     )
 
 
@@ -277,6 +281,8 @@ def run_federated(
         result.glimpse = rounds[-1]["glimpse"]
     if plan.statistics.histograms and final.checkpoint.statistics:
         result.cohort = cohort_view(plan, final.checkpoint.statistics)
+    if table := readiness.load(folder):
+        result.readiness = asdict(table)
     judged = {name: _estimates(estimates, len(said[name][0])) for name, estimates in sent.items()}
     result.sites = {name: judged.get(name, {}).get("final", {}) for name in sites}
     result.tuned = {name: found["fine-tuned"] for name, found in judged.items() if found.get("fine-tuned")}

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from cloister_server.readiness import Table, page
 from cloister_server.statistics import Seen
+from cloister_shared.budget import epsilon
+from cloister_shared.charges import promise, readiness_event
 from cloister_shared.outcomes.binary import METRICS
 from cloister_shared.outcomes.outcome import outcome_of, title
 from cloister_simulations import figures
-from cloister_simulations.federation import Arm, Comparison, Result
+from cloister_simulations.federation import Arm, Comparison, Result, plan_for
 from cloister_simulations.guarantees import private_arms, statistics_cost
 
 
@@ -32,6 +35,15 @@ class Cohort:
     features: dict[str, Seen]
     epsilon: float | None
     """What all statistics before round 1 cost together; None where they were exact."""
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """The table of one run, as ``cloister-coordinator study readiness`` shows it, and what it cost by itself."""
+
+    arm: Arm
+    page: str
+    epsilon: float | None
 
 
 def glimpse(comparison: Comparison) -> dict[str, Any] | None:
@@ -76,6 +88,17 @@ def cohort(comparison: Comparison) -> Cohort | None:
     shown = min(known, key=lambda result: result.arm.epsilon or float("inf"))
     plan = private_arms(comparison).get(shown.arm)
     return Cohort(shown.arm, shown.cohort, statistics_cost(plan) if plan else None)
+
+
+def readiness(comparison: Comparison) -> Readiness | None:
+    """What the hospitals told of themselves, of the arm that ``cohort`` would show."""
+    known = [result for result in comparison.results if result.readiness]
+    if not known:
+        return None
+    shown = min(known, key=lambda result: result.arm.epsilon or float("inf"))
+    plan = plan_for(comparison.scenario.plan, shown.arm, shown.seed)
+    cost = epsilon([event], promise(plan)[1]) if (event := readiness_event(plan)) else None
+    return Readiness(shown.arm, page(plan, Table(**shown.readiness)), cost)
 
 
 def _first(comparison: Comparison) -> dict[Arm, Result]:

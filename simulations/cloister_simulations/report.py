@@ -139,6 +139,7 @@ def html(comparison: Comparison) -> str:
         coordinator=learned.glimpse(comparison),
         judged=learned.judged(comparison),
         cohort=learned.cohort(comparison),
+        readiness=learned.readiness(comparison),
         guarantee=plan_text.guarantee(plan),
         by_records=guarantees.by_records(comparison),
         certificates=guarantees.certificates(comparison),

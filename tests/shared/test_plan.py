@@ -14,6 +14,7 @@ from cloister_shared.errors import PlanRefused
 from cloister_shared.plan import FedAvg, FedAvgM, StudyPlan
 from cloister_shared.plan_file import Source, amend, load, parse, read_plan
 from cloister_shared.plan_rules import broken
+from cloister_shared.plan_text import summary
 from cloister_shared.schema import columns, numbers, plan_constants, width
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -244,3 +245,20 @@ def test_plan_constants_bring_the_range_to_plus_minus_two_unless_mean_and_sd_are
     centre, scale = plan_constants(age)
     assert [(value - centre) / scale for value in age.range] == [-2.0, 2.0]
     assert plan_constants(weight.model_copy(update={"mean": 80.0, "sd": 15.0})) == (80.0, 15.0)
+
+
+# --- readiness ---------------------------------------------------------------------------------------------
+def test_a_term_that_is_not_there_is_not_in_the_digest():
+    """Plans that ask for no readiness keep the digest that they were approved under."""
+    assert b"readiness" not in PLAN.canonical()
+    asking = amend(PLAN, readiness={})
+    assert b'"readiness":{"epsilon_share":null,"hold":false}' in asking.canonical()
+    assert len({PLAN.digest, asking.digest, amend(PLAN, readiness={"hold": True}).digest}) == 3
+
+
+def test_the_page_says_what_a_hospital_tells_of_itself():
+    page = " ".join(summary(amend(PLAN, readiness={"epsilon_share": 0.1, "hold": True})).split())
+    assert "before training the coordinator learns of this hospital by itself how many" in page
+    assert "alone within 10% of epsilon and counted in it; then the study waits until a person has read it" in page
+    assert "counts of each hospital's own before training, within 10% of epsilon alone" in page
+    assert "Readiness" not in summary(PLAN)

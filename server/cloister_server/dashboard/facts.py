@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+from cloister_server import readiness
 from cloister_server.dashboard.curve import Curve, curve
 from cloister_server.records import Hospital, Study
 from cloister_server.registry import Registry
@@ -150,6 +152,13 @@ def told(registry: Registry, called: str) -> Told:
     drawn = {title(name): curve({each.number: each.metrics[title(name)] for each in rounds}) for name in shown}
     curves = {name: found for name, found in drawn.items() if found}
     return Told(study, asked, _verdicts(registry, study), rounds[::-1], list(map(title, shown)), curves)
+
+
+def readiness_page(study: Study, folder: Path) -> str:
+    """What the hospitals told of their records before training, as a terminal shows it; "" if nothing."""
+    plan, _ = _read(study.plan, study.file)
+    table = readiness.load(folder / "studies" / study.digest[:16]) if plan else None
+    return readiness.page(plan, table) if plan and table else ""
 
 
 @lru_cache(maxsize=512)

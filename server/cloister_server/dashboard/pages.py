@@ -107,7 +107,8 @@ def app(registry: Registry, folder: Path) -> Starlette:
     def study(request: Request, account: Account) -> Response:
         told = facts.told(registry, request.path_params["called"])
         refresh = REFRESH if told.study.state in facts.UNDER_WAY else 0
-        return page("study.html.j2", account, told=told, curve=curve, refresh=refresh)
+        held = facts.readiness_page(told.study, folder)
+        return page("study.html.j2", account, told=told, curve=curve, refresh=refresh, readiness=held)
 
     def entries(request: Request, account: Account) -> Response:
         if account.role not in AUDIT_READERS:
