@@ -15,7 +15,7 @@ ROUNDS = 2
 FEWER = {
     "clinical-forms": {"patients": 400},
     "generated-stays": {"stays": 400},
-    "dicom": {"patients": 60},
+    "dicom": {"patients": 80},
 }
 """Coded records in three forms to an MLP; series to a GRU, under noise of each hospital; pictures to a CNN, under noise
 that all hospitals share."""
