@@ -31,7 +31,7 @@ from cloister_shared.errors import PlanRefused
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend
 from cloister_simulations.deployed_hospital import COMPARED, SEED
-from cloister_simulations.deployment import Consortium
+from cloister_simulations.deployment import CommandFailed, Consortium
 from cloister_simulations.engines import in_process
 from cloister_simulations.hospitals import build
 from cloister_simulations.scenario import read_scenario
@@ -76,7 +76,7 @@ def demonstrate(folder: Path, scenario: str, rounds: int, say: Say, *, fresh: bo
         )
     plan = amend(read.plan, rounds=rounds, study=f"{read.plan.study[:50]}{'-deployed' if fresh else COMPARED}")
     built = build(read.simulation.hospitals, folder / "hospitals")
-    sites = {read_site(path).site: _own(path, folder / "hospitals") for path in built}
+    sites = {read_site(path).site: own(path, folder / "hospitals") for path in built}
     steps = _steps(say)
     with ThreadPoolExecutor(1) as beside, Consortium(folder, sites) as consortium:
         # Of the hospitals' tables and the plan alone, so that it need not wait for the consortium.
@@ -85,8 +85,8 @@ def demonstrate(folder: Path, scenario: str, rounds: int, say: Say, *, fresh: bo
             consortium.init()
         with steps("the coordinator is up: rounds, control, admin and pages, each under TLS"):
             consortium.start()
-        ceiling = "; an officer at each signed a ceiling" if plan.private else ""
-        with steps(f"{len(sites)} hospitals enrolled, each with a key of its own{ceiling}"):
+        officer = "; an officer at each signed a ceiling" if plan.private else " and an officer"
+        with steps(f"{len(sites)} hospitals enrolled, each with a key of its own{officer}"):
             consortium.everywhere(lambda name: _join(consortium, name, plan))
         with steps("their agents are up"):
             for name in sites:
@@ -97,6 +97,8 @@ def demonstrate(folder: Path, scenario: str, rounds: int, say: Say, *, fresh: bo
         with steps(f"{plan.study}: {rounds} {'round' if rounds == 1 else 'rounds'}{_under(plan)}"):
             consortium.coordinator("study", "run", plan.study)
             shown = Shown(consortium.wait(plan.study, seconds=rounds * plan.round_timeout), plan, sites)
+            if shown.study.state != "finished":
+                raise CommandFailed(f"{plan.study} is {shown.study.state}. {shown.study.reason}")
         shown.rounds = list(consortium.registry.rounds(plan.digest))
         if plan.private:
             spent = consortium.everywhere(lambda name: _line(consortium.site(name, "budget", "show"), "Spent"))
@@ -112,7 +114,7 @@ def demonstrate(folder: Path, scenario: str, rounds: int, say: Say, *, fresh: bo
 
 def told(shown: Shown, folder: Path) -> str:
     """What came out, for a terminal of 100 columns."""
-    lines = [f"\n{shown.study.name}: {shown.study.state}. {shown.study.reason}"]
+    lines = ["", fill(f"{shown.study.name}: {shown.study.state}. {shown.study.reason}", 100)]
     lines.append("\nround  took part  seconds  loss (mean over hospitals)")
     for record in shown.rounds:
         loss = record["numbers"].get("loss")
@@ -152,7 +154,7 @@ def trained_here(
     return ended[0].checkpoint.model
 
 
-def _own(site_yaml: Path, hospitals: Path) -> Path:
+def own(site_yaml: Path, hospitals: Path) -> Path:
     """A hospital's ``site.yaml`` in a folder of its own: keys and ledgers of a demonstration lie beside nobody's own.
 
     What was not built there is seen from there: the records are linked, and nothing of an agent's is.
@@ -179,6 +181,7 @@ def _line(page: str, term: str) -> str:
 
 def _join(consortium: Consortium, name: str, plan: StudyPlan) -> None:
     consortium.enrol(name)
+    consortium.officer(name)
     if plan.private:
         # What is left over shows in the budget.
         consortium.grant(name, epsilon=2 * (plan.privacy.epsilon or 0.0), delta=plan.privacy.delta or 1e-5)

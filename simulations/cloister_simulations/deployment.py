@@ -112,11 +112,13 @@ class Consortium:
         invite.write_text(self.coordinator("invite", name), encoding="utf-8")
         self.site(name, "enrol", str(invite), *words)
 
+    def officer(self, name: str) -> None:
+        """Name an officer at a hospital, who may approve studies and set ceilings."""
+        self.site(name, "budget", "officer", OFFICER, "--key", str(self.key(name)))
+
     def grant(self, name: str, epsilon: float, delta: float) -> None:
-        """Name an officer at a hospital, who sets a ceiling."""
-        key = str(self.key(name))
-        self.site(name, "budget", "officer", OFFICER, "--key", key)
-        terms = ("--epsilon", str(epsilon), "--delta", str(delta), "--officer", OFFICER, "--key", key)
+        """The officer of a hospital sets a ceiling."""
+        terms = ("--epsilon", str(epsilon), "--delta", str(delta), "--officer", OFFICER, "--key", str(self.key(name)))
         self.site(name, "budget", "ceiling", *terms)
 
     def key(self, name: str) -> Path:

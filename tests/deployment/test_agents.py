@@ -1,15 +1,20 @@
 """Clinical scenarios through a real coordinator and real agents: each in its training process without a network."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
+from cloister_client.connectors.connector import open_records
 from cloister_client.ledger import Ledger
+from cloister_server.records import Study
 from cloister_shared import budget
-from cloister_simulations.consortium import Shown, demonstrate, told
-from cloister_simulations.scenario import shipped
+from cloister_shared.plan import Mechanism
+from cloister_simulations.consortium import Shown, demonstrate, own, told
+from cloister_simulations.scenario import read_scenario, shipped
 
 ROUNDS = 2
 FEWER = {
@@ -58,3 +63,27 @@ def test_each_ledger_is_charged_what_the_plan_costs(shown):
         ledger.close()
         promised = shown.plan.privacy.epsilon
         assert 0.9 * promised < budget.epsilon(spent, shown.plan.privacy.delta) <= promised
+
+
+def test_a_hospital_that_lies_elsewhere_gets_a_folder_of_its_own(tmp_path):
+    """Whoever tries it with a real ``site.yaml`` finds neither keys nor a charged ledger beside it."""
+    at = tmp_path / "theirs"
+    at.mkdir()
+    pd.DataFrame({"patient": ["a"], "age": [41]}).to_csv(at / "north.csv", index=False)
+    (at / "north.yaml").write_text("site: north\ntable: {path: north.csv}\n")
+    (at / "ledger.sqlite").write_bytes(b"real")
+    before = sorted(at.iterdir())
+    site_yaml = own(at / "north.yaml", tmp_path / "hospitals")
+    assert site_yaml == tmp_path / "hospitals/north/site.yaml"
+    assert open_records(site_yaml).count() == 1
+    assert not (site_yaml.parent / "ledger.sqlite").exists()
+    assert sorted(at.iterdir()) == before
+
+
+def test_what_is_told_of_a_study_without_privacy_names_no_noise():
+    plan = read_scenario("breast-cancer").plan
+    plain = plan.model_copy(update={"privacy": plan.privacy.model_copy(update={"mechanism": Mechanism.NONE})})
+    study = Study("", plan.study, "", "", "", {}, "", datetime.now(UTC), "finished", "", 1)
+    said = [told(Shown(study, one, {}, difference=0.0, parameters=3), Path("out")) for one in (plan, plain)]
+    assert ["noise" in page for page in said] == [True, False]
+    assert max(len(line) for page in said for line in page.splitlines()) <= 100

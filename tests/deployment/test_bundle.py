@@ -231,6 +231,8 @@ def test_the_bundle_of_a_hospital_installs_without_a_network(tmp_path):
         here = tmp_path / "venv/bin"
         shown = subprocess.run([here / "cloister-site", "--help"], capture_output=True, text=True, check=True)
         assert shown.stdout.startswith("Usage: cloister-site")
+        connectors = "import duckdb, fhir.resources, gdcm, monai, nibabel, orjson, PIL, psycopg, pydicom, sqlalchemy"
+        subprocess.run([here / "python", "-P", "-c", connectors], check=True)
         whole = subprocess.run([here / "python", "-m", "pip", "check"], capture_output=True, text=True, check=False)
         assert whole.returncode == 0, whole.stdout
     finally:
