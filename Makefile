@@ -53,7 +53,7 @@ proto: ## Write the code of the control service from shared/cloister_shared/cont
 	@$(PYTHON) -m venv build/proto && build/proto/bin/pip install -qq 'grpcio-tools==1.70.0' 'setuptools<81'
 	@cd shared && ../build/proto/bin/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. cloister_shared/control.proto
 
-bundle: | $(BIN)/python ## Pack an install without a network: a hospital's, or ARGS=coordinator
+bundle: | $(BIN)/python ## Pack an install without a network: a hospital's, ARGS="--with molecules", or ARGS=coordinator
 	@$(BIN)/python client/deploy/bundle.py $(ARGS)
 
 clean: ## Remove the virtual environment and everything built

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from cloister_client.channel import receive, send
 from cloister_shared import memory
-from cloister_shared.console import one_core
+from cloister_shared.console import extras_named, one_core
 from cloister_shared.errors import CloisterError, ConsentRefused
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def main(end: int, folder: Path, digest: str, open_site: Callable[[Path, str], S
     if policy.sandbox == "off":
         log.warning("The policy in site.yaml says sandbox: off, so training here is not kept from the network.")
     send(end, "ready")
-    opened = _once(lambda: (open_site or approved_site)(folder, digest))
+    opened = _once(extras_named()(lambda: (open_site or approved_site)(folder, digest)))
     try:
         opened()  # before the first message, which then finds data and model in place
     except CloisterError as refusal:

@@ -1,11 +1,13 @@
 """An install without a network: every wheel of Cloister for this platform, with hashes, in one tar file.
 
-``make bundle`` runs it for a hospital, ``make bundle ARGS=coordinator`` for a consortium. pip asks whatever index it is
-set up with. torch is the build without CUDA; where the index does not hold it, ``TORCH_INDEX`` names one that does.
+``make bundle`` runs it for a hospital, ``make bundle ARGS=coordinator`` for a consortium, and
+``make bundle ARGS="--with molecules"`` adds an extra that not everybody needs. pip asks whatever index it is set up
+with. torch is the build without CUDA; where the index does not hold it, ``TORCH_INDEX`` names one that does.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import os
@@ -19,12 +21,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-EXTRAS = {"site": "site", "coordinator": "coordinator,postgres"}
-"""What of the distribution each role installs."""
+EXTRAS = {"site": ("site", "records", "imaging"), "coordinator": ("coordinator", "postgres", "imaging")}
+"""What of the distribution each role installs, the image of its Dockerfile as well: a hospital reads FHIR, OMOP and
+pictures; the coordinator makes the same untrained models, of which the large ones of pictures are MONAI's."""
+MORE = ("waveforms", "molecules", "export")
+"""What ``--with`` adds."""
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 README = """\
 The command {command}, for Python {python} on {platform} with glibc {glibc} or newer. No root, no network.
+The extras in it: {extras}. What needs another says which.
 Before you trust it: compare the digest of the tar file (sha256sum) with the one that its sender told you otherwise.
 Install: `sh install.sh [FOLDER]` makes a virtual environment there, or in ~/{name}.
 Upgrade: install the new bundle into a new folder, stop the old program, start the new one; going back is the same.
@@ -61,13 +67,13 @@ def unpinned(wheels: Sequence[Path], constraints: str) -> list[str]:
     return [f"{n}=={v}" for n, v in found if n != "cloister" and pins.get(n) != v.partition("+")[0]]
 
 
-def requirements(wheels: Sequence[Path], role: str) -> str:
+def requirements(wheels: Sequence[Path], extras: Sequence[str]) -> str:
     """A line for each wheel with the SHA-256 of its bytes, for ``pip install --require-hashes``."""
     lines = []
     for wheel in sorted(wheels):
         name, version = named(wheel)
-        extra = f"[{EXTRAS[role]}]" if name == "cloister" else ""
-        lines.append(f"{name}{extra}=={version} --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n")
+        asked = f"[{','.join(extras)}]" if name == "cloister" else ""
+        lines.append(f"{name}{asked}=={version} --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n")
     return "".join(lines)
 
 
@@ -93,16 +99,19 @@ def pack(folder: str, files: Mapping[str, Path | str], to: Path) -> None:
             tar.addfile(info, io.BytesIO(data))
 
 
-def bundle(role: str, wheels: Sequence[Path], to: Path) -> Path:
-    """Pack the wheels with what installs them; the tar file's path."""
+def bundle(role: str, wheels: Sequence[Path], to: Path, more: Sequence[str] = ()) -> Path:
+    """Pack the wheels with what installs them; the tar file's path, which names what there is ``more``."""
     version = next(version for name, version in map(named, wheels) if name == "cloister")
     platform = sysconfig.get_platform().replace("-", "_")
-    name, command = f"cloister-{role}-{version}-cp{PYTHON.replace('.', '')}-{platform}", f"cloister-{role}"
+    name = "-".join([f"cloister-{role}", version, f"cp{PYTHON.replace('.', '')}", platform, *more])
+    command, extras = f"cloister-{role}", (*EXTRAS[role], *more)
     install = (Path(__file__).parent / "install.sh").read_text()
     files: dict[str, Path | str] = {f"wheels/{wheel.name}": wheel for wheel in wheels}
-    files["requirements.txt"] = requirements(wheels, role)
+    files["requirements.txt"] = requirements(wheels, extras)
     files["install.sh"] = install.replace("@COMMAND@", command).replace("@PYTHON@", PYTHON)
-    files["README"] = README.format(name=name, command=command, python=PYTHON, platform=platform, glibc=glibc(wheels))
+    files["README"] = README.format(
+        name=name, command=command, python=PYTHON, platform=platform, glibc=glibc(wheels), extras=", ".join(extras)
+    )
     files["SHA256SUMS"] = "".join(
         f"{hashlib.sha256(c.encode() if isinstance(c, str) else c.read_bytes()).hexdigest()}  {n}\n"
         for n, c in sorted(files.items())
@@ -112,8 +121,8 @@ def bundle(role: str, wheels: Sequence[Path], to: Path) -> Path:
     return to / f"{name}.tar"
 
 
-def collect(role: str, to: Path) -> list[Path]:
-    """Build Cloister's wheel and download those of everything that the role needs, at the versions of constraints.txt.
+def collect(extras: Sequence[str], to: Path) -> list[Path]:
+    """Build Cloister's wheel and download those of everything that extras need, at the versions of constraints.txt.
 
     Raises:
         SystemExit: pip failed, torch is the build for CUDA, or a wheel is not pinned.
@@ -126,7 +135,7 @@ def collect(role: str, to: Path) -> list[Path]:
         [*pip, "download", "--quiet", "--only-binary", ":all:", "--dest", str(to), "--constraint", "constraints.txt"]
         + platforms()
         + (["--extra-index-url", index] if index else [])
-        + [f"{ours}[{EXTRAS[role]}]"]
+        + [f"{ours}[{','.join(extras)}]"]
     )
     wheels = sorted(to.glob("*.whl"))
     if cuda := [wheel.name for wheel in wheels if wheel.name.startswith(("nvidia_", "triton", "cuda_"))]:
@@ -142,15 +151,22 @@ def _run(command: Sequence[str]) -> None:
         sys.exit("pip could not get what the bundle needs; its own words are above.")
 
 
-def main(role: str = "site", to: str = "dist") -> None:
+def main(role: str, to: str, more: Sequence[str]) -> None:
     """Write the bundle of one role and print its path, size and digest."""
     if role not in EXTRAS:
         sys.exit(f"A bundle is for one of {', '.join(EXTRAS)}, not for {role}.")
+    if unknown := [extra for extra in more if extra not in MORE]:
+        sys.exit(f"--with adds one of {', '.join(MORE)}, not {unknown[0]}.")
+    more = [extra for extra in MORE if extra in more]  # in one order, so that the same bundle has the same bytes
     with tempfile.TemporaryDirectory() as folder:
-        path = bundle(role, collect(role, Path(folder)), ROOT / to)
+        path = bundle(role, collect((*EXTRAS[role], *more), Path(folder)), ROOT / to, more)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     print(f"{os.path.relpath(path)}  {path.stat().st_size / 1e6:.0f} MB\nsha256 {digest}")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    asked = argparse.ArgumentParser(description="Pack an install of Cloister without a network.")
+    asked.add_argument("role", nargs="?", default="site", help="site or coordinator (site)")
+    asked.add_argument("to", nargs="?", default="dist", help="folder for the tar file (dist)")
+    asked.add_argument("--with", dest="more", nargs="+", action="extend", default=[], help=f"more: {', '.join(MORE)}")
+    main(**vars(asked.parse_args()))

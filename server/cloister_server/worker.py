@@ -21,6 +21,7 @@ from cloister_server.link import Link, open_link
 from cloister_server.records import Study
 from cloister_server.registry import Registry
 from cloister_server.store import RoundRecord, Store
+from cloister_shared.console import extras_named
 from cloister_shared.errors import CloisterError, CohortTooSmall, LinkLost, QuorumLost, StudyHeld
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import read_plan
@@ -50,7 +51,7 @@ def work(folder: Path, digest: str) -> None:
         _gather(registry, link, study, plan)
         before = store.load(digest)
         try:
-            with link.run(digest) as grid:
+            with extras_named(), link.run(digest) as grid:
                 registry.move(digest, "running", only_from=("running", "waiting"))
                 run_study(
                     plan, store, grid, lambda record: _note(registry, digest, record), lambda: _may(registry, study)

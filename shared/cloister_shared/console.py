@@ -8,7 +8,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cloister_shared.errors import CloisterError, PlanRefused, Refusal
+from cloister_shared.errors import CloisterError, PackageMissing, PlanRefused, Refusal
 
 REFUSED, BROKEN, INTERRUPTED = 1, 2, 130
 """Exit codes: the platform said no; something broke; the user pressed Ctrl-C."""
@@ -39,19 +39,31 @@ def one_core() -> None:
 
 
 @contextmanager
-def plain_errors() -> Generator[None, None, None]:
-    """Turn our errors, and those of files that cannot be used, into a line on stderr and an exit code."""
+def extras_named() -> Generator[None, None, None]:
+    """Say of a package that is missing which extra brings it.
+
+    Raises:
+        PackageMissing: it is one of ``EXTRAS``.
+    """
     try:
         yield
-    except CloisterError as error:
-        _say(str(error))
-        raise SystemExit(REFUSED if isinstance(error, Refusal) else BROKEN) from None
     except ModuleNotFoundError as absent:
         name = (absent.name or "").partition(".")[0]
         if name not in EXTRAS:
             raise
-        _say(f"This needs {name}, which is not installed. Run pip install 'cloister[{EXTRAS[name]}]'.")
-        raise SystemExit(BROKEN) from None
+        said = f"This needs {name}, which is not installed."
+        raise PackageMissing(said, mend=f"Run pip install 'cloister[{EXTRAS[name]}]'.") from None
+
+
+@contextmanager
+def plain_errors() -> Generator[None, None, None]:
+    """Turn our errors, and those of files that cannot be used, into a line on stderr and an exit code."""
+    try:
+        with extras_named():
+            yield
+    except CloisterError as error:
+        _say(str(error))
+        raise SystemExit(REFUSED if isinstance(error, Refusal) else BROKEN) from None
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None

@@ -12,7 +12,7 @@
       + BudgetExceeded    epsilon would pass its cap   + LinkLost          the other side cannot be reached
       + EnrolmentRefused  no member, or no longer      + TrainingLost      the process that trains ended
       + AccessRefused     the account may not do it    + RegistryBroken    the coordinator's records fail
-      + StudyRefused      unknown, or in another state
+      + StudyRefused      unknown, or in another state + PackageMissing    an extra is not installed
       + VersionRefused    one side must be upgraded
       + AlreadyRunning    one process to a folder
 
@@ -180,3 +180,7 @@ class TrainingLost(Fault):
 
 class RegistryBroken(Fault):
     """The coordinator's records of hospitals and studies cannot be read or written."""
+
+
+class PackageMissing(Fault):
+    """A package that not everybody installs is needed here."""

@@ -1,6 +1,6 @@
 """Every figure of clinical records and models: what was measured, the bar, and whether it holds.
 
-    make figures TOPIC=clinical                              all of them, some forty minutes
+    make figures TOPIC=clinical                              all of them, some fifty minutes
     make figures TOPIC=clinical ARGS="--only records images" some families, or figures by the start of their name
     make figures TOPIC=clinical ARGS=--json                  as a list for a program
 
@@ -20,6 +20,7 @@ FAMILIES = {
     "images": "clinical_images",
     "words": "clinical_words",
     "life": "clinical_life",
+    "agents": "clinical_agents",
 }
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ def consortium(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of the study.")] = 5,
     fresh_noise: Annotated[bool, typer.Option(help="Noise as hospitals draw it; nothing to compare.")] = False,
 ) -> None:
-    """A coordinator and its hospitals as real processes: keys, enrolment, approval, a study; under a minute."""
+    """A coordinator and a scenario's hospitals as real processes: keys, enrolment, approval, a study."""
     with plain_errors():
         one_core()
         from cloister_simulations.consortium import demonstrate, told

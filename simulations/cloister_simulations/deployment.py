@@ -34,6 +34,8 @@ Made = TypeVar("Made")
 
 OFFICER = "officer"
 HOSPITAL = "cloister_simulations.deployed_hospital"
+_PATIENCE = 600.0
+"""Seconds for one command: an officer's page reads all records, and times the model's steps on them."""
 _ENVIRONMENT = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -80,7 +82,7 @@ class Consortium:
         """
         return self._command("cloister_client.cli", (*words, "--site", str(self.sites[name])), {})
 
-    def init(self, name: str = "a consortium of trees") -> None:
+    def init(self, name: str = "a consortium on one machine") -> None:
         """Make the coordinator's folder, on free ports."""
         rounds, control, admin, pages = free_ports(4)
         ports = ("--rounds-port", str(rounds), "--control-port", str(control), "--admin-port", str(admin))
@@ -110,11 +112,13 @@ class Consortium:
         invite.write_text(self.coordinator("invite", name), encoding="utf-8")
         self.site(name, "enrol", str(invite), *words)
 
+    def officer(self, name: str) -> None:
+        """Name an officer at a hospital, who may approve studies and set ceilings."""
+        self.site(name, "budget", "officer", OFFICER, "--key", str(self.key(name)))
+
     def grant(self, name: str, epsilon: float, delta: float) -> None:
-        """Name an officer at a hospital, who sets a ceiling."""
-        key = str(self.key(name))
-        self.site(name, "budget", "officer", OFFICER, "--key", key)
-        terms = ("--epsilon", str(epsilon), "--delta", str(delta), "--officer", OFFICER, "--key", key)
+        """The officer of a hospital sets a ceiling."""
+        terms = ("--epsilon", str(epsilon), "--delta", str(delta), "--officer", OFFICER, "--key", str(self.key(name)))
         self.site(name, "budget", "ceiling", *terms)
 
     def key(self, name: str) -> Path:
@@ -128,7 +132,7 @@ class Consortium:
     def approve(self, name: str, study: str) -> None:
         """An officer approves the study at a hospital, once the offer is there."""
         offer = self.sites[name].parent / "agent" / "studies" / self.study(study).digest[:16] / "offer.json"
-        until(offer.exists, 30, f"{name} is offered {study}")
+        until(offer.exists, _PATIENCE, f"{name} is offered {study}")
         self.site(name, "approve", study, "--officer", OFFICER, "--key", str(self.key(name)), "--yes")
 
     def everywhere(self, work: Callable[[str], Made]) -> list[Made]:
@@ -179,7 +183,11 @@ class Consortium:
             CommandFailed: it is in none of them in time.
         """
         wanted = set(states)
-        until(lambda: self.study(called).state in wanted, seconds, f"{called} is {' or '.join(sorted(wanted))}")
+        try:
+            until(lambda: self.study(called).state in wanted, seconds, f"{called} is {' or '.join(sorted(wanted))}")
+        except CommandFailed as late:
+            study = self.study(called)
+            raise CommandFailed(f"{late} It is {study.state}. {study.reason}".strip()) from None
         return self.study(called)
 
     def wait_for_round(self, called: str, number: int, seconds: float = 60.0) -> None:
@@ -234,9 +242,11 @@ class Consortium:
 
     def _command(self, module: str, words: Sequence[str], environment: Mapping[str, str]) -> str:
         command = (sys.executable, "-m", module, *words)
-        done = subprocess.run(
-            command, capture_output=True, text=True, env={**self.environment, **environment}, check=False, timeout=120
-        )
+        told = {**self.environment, **environment}
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, env=told, check=False, timeout=_PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise CommandFailed(f"{' '.join(words[:3])} did not end within {_PATIENCE:g} s.") from None
         if done.returncode:
             raise CommandFailed(
                 f"{' '.join(words[:3])} ended with {done.returncode}: {(done.stderr or done.stdout).strip()}"

@@ -80,6 +80,7 @@ class Night(Consortium):
         self.start()
         for name in self.sites:
             self.enrol(name)
+            self.officer(name)
             self.grant(name, epsilon=1000.0, delta=1e-5)
             known = json.loads((self.own(name) / "consortium.json").read_text())
             self.ways[name] = {door: Forwarder(known[door]) for door in ("rounds", "control")}

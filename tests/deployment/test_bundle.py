@@ -10,10 +10,15 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from cloister_shared.console import EXTRAS
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -74,7 +79,36 @@ def install(folder: Path, target: Path, **environment: str) -> subprocess.Comple
 
 def test_a_requirement_states_the_hash_of_the_wheel(maker, wheel):
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    assert maker.requirements([wheel], "site") == f"cloister[site]==9.0 --hash=sha256:{digest}\n"
+    said = f"cloister[site,records]==9.0 --hash=sha256:{digest}\n"
+    assert maker.requirements([wheel], ("site", "records")) == said
+
+
+def test_whatever_a_hospital_is_told_to_install_its_bundle_can_hold(maker):
+    optional = PROJECT["project"]["optional-dependencies"]
+    held = {Requirement(one).name for extra in (*maker.EXTRAS["site"], *maker.MORE) for one in optional[extra]}
+    assert {Requirement(one).name for extra in EXTRAS.values() for one in optional[extra]} <= held
+
+
+@pytest.mark.parametrize("role", ["site", "coordinator"])
+def test_all_that_a_bundle_may_hold_is_pinned(maker, role):
+    """Every wheel that pip would ask for, those of the extras' own requirements too."""
+    pins = {canonicalize_name(line.split("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    optional = PROJECT["project"]["optional-dependencies"]
+    ours = [wanted for extra in (*maker.EXTRAS[role], *maker.MORE) for wanted in optional[extra]]
+    todo, seen = [Requirement(wanted) for wanted in (*ours, *PROJECT["project"]["dependencies"])], set[str]()
+    while todo:
+        one = todo.pop()
+        key = f"{canonicalize_name(one.name)}[{','.join(sorted(one.extras))}]"
+        marked = not one.marker or any(one.marker.evaluate({"extra": extra}) for extra in ("", *one.extras))
+        if key in seen or not marked or one.name.startswith(("nvidia", "triton", "cuda")):
+            continue  # torch's for CUDA, which no bundle holds
+        seen.add(key)
+        assert canonicalize_name(one.name) in pins, one.name
+        for line in metadata.requires(one.name) or ():
+            need = Requirement(line)
+            if not need.marker or any(need.marker.evaluate({"extra": extra}) for extra in ("", *one.extras)):
+                need.marker = None
+                todo.append(need)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +150,25 @@ def test_a_bundle_is_for_a_hospital_or_a_coordinator():
     assert (done.returncode, done.stderr) == (1, "A bundle is for one of site, coordinator, not for sim.\n")
 
 
+def test_what_is_added_is_known(maker):
+    with pytest.raises(SystemExit, match="--with adds one of waveforms, molecules, export, not dev"):
+        maker.main("site", "dist", ["dev"])
+
+
+def test_what_is_added_is_asked_for_and_in_the_name(maker, wheel, tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(maker, "collect", lambda extras, to: asked.append(extras) or [wheel])
+    maker.main("site", str(tmp_path), ["export", "molecules"])
+    assert asked == [("site", "records", "imaging", "molecules", "export")]
+    (tar,) = tmp_path.glob("*.tar")
+    assert tar.stem.endswith("-molecules-export")
+    assert f"{tar.name}" in capsys.readouterr().out
+    with tarfile.open(tar) as archive:
+        wanted = archive.extractfile(f"{tar.stem}/requirements.txt")
+        assert wanted
+        assert wanted.read().startswith(b"cloister[site,records,imaging,molecules,export]==9.0 --hash=")
+
+
 def test_every_file_of_a_bundle_is_summed(unpacked):
     subprocess.run(["sha256sum", "--quiet", "--check", "SHA256SUMS"], cwd=unpacked, check=True)
     summed = {line.split("  ")[1] for line in (unpacked / "SHA256SUMS").read_text().splitlines()}
@@ -124,7 +177,7 @@ def test_every_file_of_a_bundle_is_summed(unpacked):
 
 def test_the_readme_fits_a_screen(unpacked):
     lines = (unpacked / "README").read_text().splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
     assert max(map(len, lines)) <= 120
 
 
@@ -178,6 +231,8 @@ def test_the_bundle_of_a_hospital_installs_without_a_network(tmp_path):
         here = tmp_path / "venv/bin"
         shown = subprocess.run([here / "cloister-site", "--help"], capture_output=True, text=True, check=True)
         assert shown.stdout.startswith("Usage: cloister-site")
+        connectors = "import duckdb, fhir.resources, gdcm, monai, nibabel, orjson, PIL, psycopg, pydicom, sqlalchemy"
+        subprocess.run([here / "python", "-P", "-c", connectors], check=True)
         whole = subprocess.run([here / "python", "-m", "pip", "check"], capture_output=True, text=True, check=False)
         assert whole.returncode == 0, whole.stdout
     finally:

@@ -1,5 +1,6 @@
 """The images and the compose file, held against rules of our own; what the coordinator's image brings beside it."""
 
+import ast
 import datetime
 import json
 import re
@@ -80,6 +81,13 @@ def faults(dockerfile: str) -> list[str]:
     return said
 
 
+def bundled(role: str) -> tuple[str, ...]:
+    """The extras that the bundle of a role holds."""
+    text = (ROOT / "client/deploy/bundle.py").read_text()
+    said = next(line for line in text.splitlines() if line.startswith("EXTRAS = "))
+    return ast.literal_eval(said.removeprefix("EXTRAS = "))[role]
+
+
 IMAGES = {"coordinator": DEPLOY / "Dockerfile", "site": ROOT / "client/deploy/Dockerfile"}
 
 
@@ -121,7 +129,7 @@ def test_an_image_holds_the_whole_distribution_at_its_pinned_versions(role):
     assert torch.endswith('pip install --no-deps --constraint constraints.txt --index-url "$TORCH_INDEX" torch')
     installed = re.search(r'pip install --constraint constraints.txt "\.\[(.*)\]"$', whole)
     assert installed
-    assert {role} <= set(installed[1].split(",")) <= set(PROJECT["project"]["optional-dependencies"])
+    assert installed[1] == ",".join(bundled(role))  # the same as without containers
     assert f'org.opencontainers.image.version="{VERSION}"' in text
     assert f'ENTRYPOINT ["cloister-{role}"]' in text
 

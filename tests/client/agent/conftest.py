@@ -23,7 +23,7 @@ from cloister_client.ceilings import pin_officer
 from cloister_client.decisions import approve, stop
 from cloister_client.ledger import Ledger
 from cloister_client.offers import study_folder, study_of
-from cloister_client.trainer import Trainer
+from cloister_client.trainer import PROGRAM, Trainer
 from cloister_shared.agreement import Offer, sign_offer
 from cloister_shared.certificates import Authority, Kind, new_authority, new_key, public_key
 from cloister_shared.envelope import Identity, new_identity, read_identity
@@ -203,11 +203,11 @@ def plan(consortium: Consortium, hospital: Hospital) -> StudyPlan:
 
 @pytest.fixture
 def trainer(hospital: Hospital, plan: StudyPlan) -> Iterator[Callable[..., Trainer]]:
-    """``trainer(hours=0.001)``: the training process of the study, ended after the test."""
+    """``trainer(hours=0.001)``: the training process of the study, or another program's, ended after the test."""
     made: list[Trainer] = []
 
-    def opened(hours: float = 1.0) -> Trainer:
-        made.append(Trainer(hospital.folder, plan.digest, hours=hours))
+    def opened(hours: float = 1.0, program: str = PROGRAM) -> Trainer:
+        made.append(Trainer(hospital.folder, plan.digest, hours=hours, program=program))
         return made[-1]
 
     yield opened

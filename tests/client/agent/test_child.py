@@ -111,6 +111,28 @@ def test_a_table_that_does_not_meet_the_plan_is_refused_until_it_does(trainer, p
     assert contents(process.ask(*parts(ticket))).error is None
 
 
+def test_a_package_that_is_missing_is_named_with_its_extra(trainer, plan, hospital, monkeypatch):
+    (hospital.folder / "lacking.py").write_text(LACKING)
+    monkeypatch.setenv("PYTHONPATH", f"{hospital.folder}:{os.environ.get('PYTHONPATH', '')}")
+    code, reason = error_of(trainer(program="lacking"), asked(plan, hospital.name, model=MODEL))
+    assert code == REFUSED
+    assert reason == "This needs rdkit, which is not installed. Run pip install 'cloister[molecules]'."
+
+
+LACKING = """
+import sys
+from pathlib import Path
+from cloister_client.child import main
+
+def opened(folder, digest):
+    sys.modules["rdkit"] = None
+    import rdkit.Chem
+
+main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], opened)
+"""
+"""A training process whose records are molecules, where nobody installed RDKit."""
+
+
 # --- its limits --------------------------------------------------------------------------------------------
 def test_a_machine_without_a_filter_trains_nothing(trainer, plan, hospital, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{_without_a_filter(hospital.folder)}:{os.environ.get('PYTHONPATH', '')}")
