@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloister_client.encoders.scalars import word, words
-from cloister_client.site_file import SiteFile
+from cloister_client.site_file import SiteFile, read_site
 from cloister_shared import audit
 from cloister_shared.errors import DataRefused
 from cloister_shared.schema import Schema
@@ -32,14 +32,29 @@ def read_opt_outs(site: SiteFile, folder: Path) -> frozenset[str]:
     if site.opt_outs is None:
         return frozenset()
     try:
-        lines = (folder / site.opt_outs).read_text(encoding="utf-8-sig").splitlines()
+        return frozenset(listed(folder / site.opt_outs).values())
     except (OSError, UnicodeDecodeError) as error:
         raise DataRefused(
             f"The list of opt-outs of {site.site} cannot be read ({type(error).__name__}), so nobody's records are"
             " used.",
             mend="Correct opt_outs in site.yaml: a text file beside it with one patient's id a line.",
         ) from None
-    return frozenset(word(line) for line in lines if line.strip() and not line.startswith("#"))
+
+
+def listed(path: Path) -> dict[int, str]:
+    """The patients' ids in a list, by the number of their line; lines that are empty or begin with # hold none."""
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    return {n: word(line) for n, line in enumerate(lines, start=1) if line.strip() and not line.startswith("#")}
+
+
+def stamp(folder: Path) -> object:
+    """Another one whenever the hospital's list is another file, or was written anew."""
+    name = read_site(folder / "site.yaml").opt_outs
+    try:
+        seen = (folder / name).stat() if name else None
+    except OSError:
+        return name, None  # whoever reads it will say so
+    return name, seen and (seen.st_ino, seen.st_size, seen.st_mtime_ns)
 
 
 def without_opt_outs(frame: pd.DataFrame, schema: Schema, site: SiteFile, folder: Path) -> pd.DataFrame:
