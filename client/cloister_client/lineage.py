@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloister_client.dataset import Dataset, Rows
-from cloister_client.lineage_book import Facts, LineageBook
+from cloister_client.lineage_book import Facts, LineageBook, Patients
 from cloister_shared.model_file import weights_digest
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_text import privacy
-from cloister_shared.pseudonyms import Names, from_octets, pseudonyms
+from cloister_shared.pseudonyms import Names, pseudonyms
 
 
 class Lineage:
@@ -20,10 +20,8 @@ class Lineage:
 
     def __init__(self, book: LineageBook, plan: StudyPlan, dataset: Dataset) -> None:
         self._book, self._plan, self._facts = book, plan, facts_of(plan)
-        self._train, self._held_out = None, None
-        if dataset.ids is not None:
-            names = pseudonyms(book.key, dataset.ids)
-            self._train, self._held_out = (_whose(rows, names) for rows in (dataset.train, dataset.test))
+        names = None if dataset.ids is None else pseudonyms(book.key, dataset.ids)
+        self._train, self._held_out = (_whose(rows, names) for rows in (dataset.train, dataset.test))
 
     def uses(self, number: int) -> None:
         """Round ``number`` begins to work on the rows: on disk when this returns."""
@@ -55,6 +53,5 @@ def facts_of(plan: StudyPlan) -> Facts:
     )
 
 
-def _whose(rows: Rows, names: Names) -> Names:
-    """The pseudonyms of the patients of these rows, sorted."""
-    return from_octets(np.sort(names[np.unique(rows.patients)]).tobytes())
+def _whose(rows: Rows, names: Names | None) -> Patients:
+    return Patients(None if names is None else np.sort(names[np.unique(rows.patients)]))

@@ -75,6 +75,15 @@ class Use:
     """Whether the final model was judged with it."""
 
 
+class Patients:
+    """The sorted pseudonyms of a set; ``None`` where the plan does not say whose a row is."""
+
+    def __init__(self, names: Names | None) -> None:
+        self.octets = b"" if names is None else names.tobytes()
+        self.sha256 = "" if names is None else hashlib.sha256(self.octets).hexdigest()
+        """What the set is known by; "" where nobody is known."""
+
+
 class LineageBook:
     """One hospital's. Several processes may hold the same file; they write one after the other."""
 
@@ -114,20 +123,20 @@ class LineageBook:
         self._database.close()
 
     # --- write ---------------------------------------------------------------------------------------------
-    def used(self, facts: Facts, number: int, train: Names | None, held_out: Names | None) -> None:
-        """Round ``number`` of a study is about to use these patients, sorted; on disk and in the log when it returns.
+    def used(self, facts: Facts, number: int, train: Patients, held_out: Patients) -> None:
+        """Round ``number`` of a study is about to use these patients; on disk and in the log when it returns.
 
-        ``None`` where the plan does not say whose a row is. Round 0 are the statistics, the one past the last the end.
+        Round 0 are the statistics, the one past the last the end.
         """
-        digests = tuple(digest_of(names) for names in (train, held_out))
+        digests = train.sha256, held_out.sha256
         with self._writing():
             newest = next(iter(reversed(self.uses(facts.plan))), None)
             fresh = newest is None or (newest.train, newest.held_out) != digests or number < newest.began
             if fresh:
                 self._rows("INSERT OR REPLACE INTO studies VALUES (?, ?)", facts.plan, json.dumps(asdict(facts)))
-                for digest, names in zip(digests, (train, held_out), strict=True):
-                    if names is not None:
-                        self._rows("INSERT OR IGNORE INTO sets VALUES (?, ?)", digest, names.tobytes())
+                for patients in (train, held_out):
+                    if patients.sha256:
+                        self._rows("INSERT OR IGNORE INTO sets VALUES (?, ?)", patients.sha256, patients.octets)
                 self._rows(
                     "INSERT INTO uses (plan, train, held_out, began, at) VALUES (?, ?, ?, ?, ?)",
                     facts.plan, *digests, number, _now(),
@@ -249,11 +258,6 @@ _MEND = (
     f"Restore {FILE}, {KEY} and the audit log from one backup. If there is none, move {FILE} away: a new one is begun,"
     " and cloister-site lineage names the studies that nobody can be traced in any more."
 )
-
-
-def digest_of(names: Names | None) -> str:
-    """What a set of sorted pseudonyms is known by; "" where nobody is known."""
-    return "" if names is None else hashlib.sha256(names.tobytes()).hexdigest()
 
 
 def begun(folder: Path) -> bool:
