@@ -19,7 +19,7 @@ class Lineage:
     """One study's part of the hospital's record, for the patients of one load of its rows."""
 
     def __init__(self, book: LineageBook, plan: StudyPlan, dataset: Dataset) -> None:
-        self._book, self._plan, self._facts = book, plan, facts_of(plan)
+        self._book, self._plan, self._facts = book, plan, facts_of(plan, dataset)
         names = None if dataset.ids is None else pseudonyms(book.key, dataset.ids)
         self._train, self._held_out = (_whose(rows, names) for rows in (dataset.train, dataset.test))
 
@@ -36,9 +36,11 @@ class Lineage:
         self._book.close()
 
 
-def facts_of(plan: StudyPlan) -> Facts:
-    """What the record keeps of a plan."""
-    terms = plan.privacy
+def facts_of(plan: StudyPlan, dataset: Dataset) -> Facts:
+    """What the record keeps of a plan, as it is at this hospital."""
+    terms, rows = plan.privacy, dataset.train
+    units = len(np.unique(rows.patients)) if terms.unit == "patient" else len(rows)
+    sampled = plan.private and terms.unit != "site" and plan.training.batch_size < units
     return Facts(
         plan=plan.digest,
         study=plan.study,
@@ -49,6 +51,7 @@ def facts_of(plan: StudyPlan) -> Facts:
         epsilon=terms.epsilon if plan.private else None,
         delta=terms.delta if plan.private else None,
         shared=plan.shared_noise,
+        by_count=sampled and plan.training.sample_rate is None,
         exact=plan.evaluation.epsilon_share is None,
     )
 
