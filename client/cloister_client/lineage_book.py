@@ -98,11 +98,8 @@ class LineageBook:
         """
         self.path, self.log = folder / FILE, folder / "audit.jsonl"
         self._lock = threading.RLock()
-        if self.path.exists():
-            self.key = self._read_key(folder / KEY)
-        else:
-            self.key = new_key(folder / KEY)
-            self.path.touch(mode=0o600)
+        self.key = key_in(folder)
+        self.path.touch(mode=0o600)
         with self._readable():
             self._database = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
             self._database.execute("PRAGMA journal_mode = WAL")
@@ -166,7 +163,7 @@ class LineageBook:
         """
 
         def missing(logged: list[audit.Entry]) -> list[tuple[str, Mapping[str, Any]]]:
-            told = [(e.what, e.said) for e in logged if e.what in (_BEGUN, _SET) and e.said["lineage"] == self.id]
+            told = [(e.what, e.said) for e in logged if e.what in (_BEGUN, _SET) and e.said.get("lineage") == self.id]
             held = self._entries()
             if held[: len(told)] != told:
                 raise self._broken(f"is not the one that {self.log.name} tells of, or an old copy")
@@ -226,15 +223,9 @@ class LineageBook:
 
     def lost(self) -> list[audit.Entry]:
         """What the audit log tells of sets that another file held, which is not here any more."""
-        return [e for e in audit.verify(self.log) if e.what == _SET and e.said["lineage"] != self.id]
+        return [e for e in audit.verify(self.log) if e.what == _SET and e.said.get("lineage") != self.id]
 
     # --- small things --------------------------------------------------------------------------------------
-    def _read_key(self, path: Path) -> bytes:
-        try:
-            return read_key(path)
-        except KeyBroken as error:
-            raise LineageBroken(f"{error.said} Nobody can be found in {FILE} without it.", mend=_MEND) from None
-
     @contextmanager
     def _writing(self) -> Generator[None, None, None]:
         with self._lock, self._readable(), self._database:
@@ -260,6 +251,18 @@ _MEND = (
     f"Restore {FILE}, {KEY} and the audit log from one backup. If there is none, move {FILE} away: a new one is begun,"
     " and cloister-site lineage names the studies that nobody can be traced in any more."
 )
+
+
+def key_in(folder: Path) -> bytes:
+    """The key of this hospital's pseudonyms, made where there is nothing yet that needs an older one.
+
+    Raises:
+        LineageBroken: it is lost or damaged.
+    """
+    try:
+        return read_key(folder / KEY) if (folder / FILE).exists() else new_key(folder / KEY)
+    except KeyBroken as error:
+        raise LineageBroken(f"{error.said} Nobody can be found in {FILE} without it.", mend=_MEND) from None
 
 
 def begun(folder: Path) -> bool:

@@ -21,8 +21,10 @@ from cloister_client import offers
 from cloister_client.cli import app
 from cloister_client.connectors.connector import open_records
 from cloister_client.dataset import load_dataset
-from cloister_client.lineage import Lineage
+from cloister_client.lineage import Lineage, facts_of
+from cloister_client.lineage_answer import Part, Trace
 from cloister_client.lineage_book import LineageBook
+from cloister_client.lineage_text import Answer, page
 from cloister_client.site import Site
 from cloister_shared import audit, model_file
 from cloister_shared.envelope import new_identity
@@ -230,6 +232,19 @@ def test_a_budget_refusal_is_no_use(hospital):
         site.train(ticket(site, 1))
     hospital.list.write_text(f"{TRAINED}\n")
     assert "no row of theirs was used in 0 studies" in hospital.says()
+
+
+@pytest.mark.parametrize(("training", "by_count"), [("4", True), ("4, sample_rate: 0.25", False), ("100", False)])
+def test_a_study_that_would_be_refused_without_them_is_said_to_be(hospital, training, by_count):
+    text = PLAN.replace("privacy: {mechanism: none}", DP).replace("batch_size: 100", f"batch_size: {training}")
+    plan = read_plan(text)
+    facts = facts_of(plan, load_dataset(open_records(hospital.folder / "site.yaml"), plan))
+    part = Part(trained=((1, 2),))
+    trace = Trace(facts, {1: part}, True, frozenset({1}), None, 2, "running", "", None)
+    said = page(Answer("a-list", (1, 2), frozenset(), [trace], ["asthma (0123456789ab)"]), by_patient=True)
+    assert ("its rounds are refused here until a new version is approved" in " ".join(said.split())) == by_count
+    assert "not used from round 3 on" in " ".join(said.split())
+    assert max(map(len, said.splitlines())) <= 100
 
 
 # --- durable, and without an id ---------------------------------------------------------------------------------
