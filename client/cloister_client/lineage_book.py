@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cloister_shared import audit
+from cloister_shared import audit, durable
 from cloister_shared.errors import KeyBroken, LineageBroken
 from cloister_shared.pseudonyms import SIZE, Names, from_octets, key_name, new_key, read_key
 
@@ -98,17 +98,10 @@ class LineageBook:
         """
         self.path, self.log = folder / FILE, folder / "audit.jsonl"
         self._lock = threading.RLock()
-        self.key = key_in(folder)
-        self.path.touch(mode=0o600)
-        with self._readable():
-            self._database = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("PRAGMA synchronous = FULL")
-        with self._writing():
-            if not self._rows("SELECT 1 FROM sqlite_master"):
-                for statement in _TABLES.split(";\n"):
-                    self._database.execute(statement)
-                self._rows("INSERT INTO lineage VALUES (?, ?)", uuid.uuid4().hex, key_name(self.key))
+        with durable.locked(self.path):  # two that begin it at once would find it locked, whatever the timeout
+            self.key = key_in(folder)
+            self.path.touch(mode=0o600)
+            self._database = self._opened()
         found = self._rows("SELECT id, key FROM lineage")
         if len(found) != 1:
             raise self._broken("has lost its name")
@@ -116,6 +109,19 @@ class LineageBook:
         if key != key_name(self.key):
             raise self._broken(f"was made with another key than the one in {KEY}")
         self.publish()
+
+    def _opened(self) -> sqlite3.Connection:
+        with self._readable():
+            made = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
+            made.execute("PRAGMA journal_mode = WAL")
+            made.execute("PRAGMA synchronous = FULL")
+            with made:
+                made.execute("BEGIN IMMEDIATE")
+                if not made.execute("SELECT 1 FROM sqlite_master").fetchall():
+                    for statement in _TABLES.split(";\n"):
+                        made.execute(statement)
+                    made.execute("INSERT INTO lineage VALUES (?, ?)", (uuid.uuid4().hex, key_name(self.key)))
+            return made
 
     def close(self) -> None:
         """Let go of the file."""
@@ -172,16 +178,19 @@ class LineageBook:
         audit.append_where(self.log, missing)
 
     def _entries(self) -> list[tuple[str, Mapping[str, Any]]]:
-        """What the log says of this file, or is to."""
-        sizes: dict[str, int] = dict(self._rows(f"SELECT sha256, length(members) / {SIZE} FROM sets"))  # pyright: ignore
+        """What the log says of this file, or is to. One query, or another process's new set would be seen in half."""
         said: list[tuple[str, Mapping[str, Any]]] = [(_BEGUN, {"lineage": self.id, "key": key_name(self.key)})]
-        for use in self.uses():
-            train, held_out = (
-                {"count": sizes.get(digest), "sha256": digest} if digest else None
-                for digest in (use.train, use.held_out)
-            )
-            told = {"lineage": self.id, "plan": use.plan, "study": self.facts(use.plan).study, "round": use.began}
-            said.append((_SET, {**told, "train": train, "held_out": held_out}))
+        for plan, facts, began, train, trained, held_out, held in self._rows(
+            f"SELECT u.plan, s.facts, u.began, u.train, length(t.members) / {SIZE}, u.held_out,"
+            f" length(h.members) / {SIZE} FROM uses u LEFT JOIN studies s ON s.plan = u.plan"
+            " LEFT JOIN sets t ON t.sha256 = u.train LEFT JOIN sets h ON h.sha256 = u.held_out ORDER BY u.number"
+        ):
+            sets = {
+                "train": {"count": trained, "sha256": train} if train else None,
+                "held_out": {"count": held, "sha256": held_out} if held_out else None,
+            }
+            told = {"lineage": self.id, "plan": plan, "study": self._read(facts).study, "round": began}
+            said.append((_SET, {**told, **sets}))
         return said
 
     # --- read ----------------------------------------------------------------------------------------------
@@ -200,11 +209,8 @@ class LineageBook:
         Raises:
             LineageBroken: nothing that can be read.
         """
-        try:
-            ((text,),) = self._rows("SELECT facts FROM studies WHERE plan = ?", plan)
-            return Facts(**json.loads(text))
-        except (ValueError, TypeError):
-            raise self._broken("holds a study that was not written by Cloister") from None
+        found = self._rows("SELECT facts FROM studies WHERE plan = ?", plan)
+        return self._read(found[0][0] if found else None)
 
     def members(self, digest: str) -> Names:
         """The pseudonyms of a set, sorted.
@@ -226,6 +232,12 @@ class LineageBook:
         return [e for e in audit.verify(self.log) if e.what == _SET and e.said.get("lineage") != self.id]
 
     # --- small things --------------------------------------------------------------------------------------
+    def _read(self, facts: Any) -> Facts:
+        try:
+            return Facts(**json.loads(facts))
+        except (ValueError, TypeError):
+            raise self._broken("holds a study that was not written by Cloister") from None
+
     @contextmanager
     def _writing(self) -> Generator[None, None, None]:
         with self._lock, self._readable(), self._database:

@@ -7,6 +7,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -332,6 +333,39 @@ def test_an_answer_from_before_a_withdrawal_stays_recorded(hospital):
     assert hospital.study()["trained"]["rounds"] == [[1, 1]]
     again.train(ticket(again, 2))
     assert hospital.study()["unused_from"] == 2
+
+
+AT_ONCE = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from cloister_client.lineage_book import Facts, LineageBook, Patients
+from cloister_shared.pseudonyms import pseudonyms
+own, begins = int(sys.argv[2]), float(sys.argv[3])
+facts = Facts(f"{own:064}", f"study-{own}", 1, 8, "", "", None, None, False, False, True)
+for number, folder in enumerate(sorted(Path(sys.argv[1]).iterdir())):
+    while time.time() < begins + number * 0.05:
+        pass
+    book = LineageBook(folder)
+    patients = Patients(np.sort(pseudonyms(book.key, [f"p{n}" for n in range(own, own + 50)])))
+    for round_ in (1, 2):
+        book.used(facts, round_, patients, Patients(None))
+    book.close()
+"""
+
+
+@pytest.mark.slow
+def test_studies_that_begin_at_once_are_all_on_record(tmp_path):
+    folders = [tmp_path / f"{n:03}" for n in range(40)]
+    for folder in folders:
+        folder.mkdir()
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    words = [sys.executable, "-c", AT_ONCE, str(tmp_path)]
+    running = [subprocess.Popen([*words, str(n), str(time.time() + 3)], env=env) for n in range(4)]
+    assert [one.wait(120) for one in running] == [0, 0, 0, 0]
+    for folder in folders:
+        told = [entry.what for entry in audit.verify(folder / "audit.jsonl")]
+        assert sorted(told) == ["lineage.begun", *["lineage.set"] * 4]
 
 
 # --- what is lost or damaged ---------------------------------------------------------------------------------
