@@ -32,8 +32,8 @@ What stays, and why:
   {ledger}  what your patients' privacy has cost
   {audit}   what was decided, and by whom
   {officers}  who may set a ceiling or approve
-  {lineage}  whose rows which study used, under pseudonyms
-  {key}  their key: with it, cloister-site lineage still finds a patient who withdraws
+  {lineage}  whose rows which study used
+  {key}  its key, for a patient who withdraws later
 A model that was trained stays trained: what it cost your patients counts in any later study, in any
 consortium. Without the ledger nobody could know, and without the lineage nobody whose rows it saw.
 Keep these as long as you keep the records.
