@@ -12,6 +12,7 @@ import select
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,7 @@ def main(end: int, folder: Path, digest: str, open_site: Callable[[Path, str], S
         level=logging.INFO, format=f"%(asctime)s {digest[:12]} %(message)s", datefmt="%Y-%m-%d %H:%M:%S"
     )
     from cloister_client.app import client_app
+    from cloister_client.opt_outs import stamp
     from cloister_client.sandbox import confine, out_of_memory
     from cloister_client.site_file import read_site
 
@@ -54,7 +56,7 @@ def main(end: int, folder: Path, digest: str, open_site: Callable[[Path, str], S
     if policy.sandbox == "off":
         log.warning("The policy in site.yaml says sandbox: off, so training here is not kept from the network.")
     send(end, "ready")
-    opened = _once(extras_named()(lambda: (open_site or approved_site)(folder, digest)))
+    opened = _once(extras_named()(lambda: (open_site or approved_site)(folder, digest)), lambda: stamp(folder))
     try:
         opened()  # before the first message, which then finds data and model in place
     except CloisterError as refusal:
@@ -80,14 +82,18 @@ def _leave_with_agent(end: int) -> None:
     os._exit(0)
 
 
-def _once(work: Callable[[], Site]) -> Callable[[], Site]:
-    """What ``work`` made, from the first time it succeeds."""
-    made: list[Site] = []
+def _once(work: Callable[[], Site], stamp: Callable[[], object]) -> Callable[[], Site]:
+    """What ``work`` made, from the first time it succeeds, and anew whenever ``stamp`` is another."""
+    made: list[tuple[object, Site]] = []
 
     def opened() -> Site:
+        now = stamp()
+        if made and made[0][0] != now:
+            log.info("The list of patients who opted out is another one: the records are read anew.")
+            made.pop()[1].close()
         if not made:
-            made.append(work())
-        return made[0]
+            made.append((now, work()))
+        return made[0][1]
 
     return opened
 
@@ -97,20 +103,24 @@ def approved_site(folder: Path, digest: str, noise_seed: int | None = None) -> S
     from cloister_client.approvals import Approvals
     from cloister_client.connectors.connector import open_records
     from cloister_client.dataset import load_dataset
+    from cloister_client.lineage import Lineage
+    from cloister_client.lineage_book import LineageBook
     from cloister_client.offers import study_of
     from cloister_client.site import Site
 
     agent = folder / "agent"
     quote = Approvals(agent).quote(digest)  # and with it that the study is approved, once more
     study, connector = study_of(agent, digest), open_records(folder / "site.yaml")
+    dataset = load_dataset(connector, study.plan)
     return Site(
         study.plan,
-        load_dataset(connector, study.plan),
+        replace(dataset, ids=None),
         study.folder,
         ledger=folder / "ledger.sqlite",
         population=connector.site.population,
         approved=quote,
         identity=agent / "identity.key",
+        lineage=Lineage(LineageBook(folder), study.plan, dataset),
         noise_seed=noise_seed,
     )
 

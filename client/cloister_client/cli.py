@@ -10,6 +10,7 @@ import typer
 from cloister_client import (
     budget_commands,
     consortium_commands,
+    lineage_commands,
     model_commands,
     records_commands,
     study_commands,
@@ -39,6 +40,7 @@ for command in (
     consortium_commands.leave,
     records_commands.map_,
     records_commands.fetch,
+    lineage_commands.lineage,
 ):
     app.command(command.__name__.rstrip("_"))(command)
 

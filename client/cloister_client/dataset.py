@@ -69,6 +69,8 @@ class Dataset:
     policy: Policy = field(default_factory=Policy)
     coverage: Coverage | None = None
     """Where the plan asks what the records hold."""
+    ids: Sequence[str] | None = field(default=None, repr=False)
+    """The id behind each number in ``Rows.patients``, to be made a pseudonym of; None where the plan names no ids."""
 
 
 def load_dataset(connector: Connector, plan: StudyPlan) -> Dataset:
@@ -113,7 +115,8 @@ def load_dataset(connector: Connector, plan: StudyPlan) -> Dataset:
             f" {plan.cohort.min_patients}.",
             mend="Leave this study to larger hospitals, or have cohort.min_patients lowered in the plan.",
         )
-    return Dataset(columns(schema), train, test, report, connector.site.accepts, asked)
+    ids = keys if schema.patient_id else None
+    return Dataset(columns(schema), train, test, report, connector.site.accepts, asked, ids)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from textwrap import fill
 from cloister_client.approvals import Approvals
 from cloister_client.decisions import account, stop
 from cloister_client.liaison import tell_decision
+from cloister_client.lineage_book import FILE, KEY
 from cloister_client.membership import calling, consortium_of, running, tell
 from cloister_shared.errors import CloisterError, ConsentRefused
 
@@ -31,8 +32,11 @@ What stays, and why:
   {ledger}  what your patients' privacy has cost
   {audit}   what was decided, and by whom
   {officers}  who may set a ceiling or approve
+  {lineage}  whose rows which study used
+  {key}  its key, for a patient who withdraws later
 A model that was trained stays trained: what it cost your patients counts in any later study, in any
-consortium. Without the ledger nobody could know. Keep these as long as you keep the records.
+consortium. Without the ledger nobody could know, and without the lineage nobody whose rows it saw.
+Keep these as long as you keep the records.
 site.yaml, your table and the officers' keys are yours and are not touched.
 What was sent before stays with the coordinator, as sums and models; ask it what it keeps."""
 
@@ -44,9 +48,9 @@ def page(agent: Path) -> str:
         EnrolmentRefused: this hospital is not enrolled.
     """
     known, approved = consortium_of(agent), len(Approvals(agent).approved())
-    names = [agent.parent / name for name in ("ledger.sqlite", "audit.jsonl", "officers.json")]
+    names = [agent.parent / name for name in ("ledger.sqlite", "audit.jsonl", "officers.json", FILE, KEY)]
     width = max(len(str(name)) for name in names)
-    ledger, audit, officers = (f"{name!s:<{width}}" for name in names)
+    ledger, audit, officers, lineage, key = (f"{name!s:<{width}}" for name in names)
     return _PAGE.format(
         site=known.site,
         consortium=known.consortium,
@@ -57,6 +61,8 @@ def page(agent: Path) -> str:
         ledger=ledger,
         audit=audit,
         officers=officers,
+        lineage=lineage,
+        key=key,
     )
 
 
@@ -81,7 +87,9 @@ def left(agent: Path) -> str:
             said.append(f"Study {digest[:12]} is revoked, and the coordinator knows.")
         except CloisterError as error:
             said.append(f"Study {digest[:12]} is revoked here; the coordinator could not be told: {error.said}")
-    tell(agent, "left", {"consortium": known.consortium, "site": known.site})
+    tell(agent, "left", {"consortium": known.consortium, "site": known.site, "lineage": "kept"})
     shutil.rmtree(agent)
-    said.append(f"{agent} is deleted; ledger and audit log stay. Tell {known.consortium} to expel {known.site}.")
+    said.append(
+        f"{agent} is deleted; ledger, lineage and audit log stay. Tell {known.consortium} to expel {known.site}."
+    )
     return "\n".join(fill(line, 100) for line in said)

@@ -18,6 +18,7 @@ from cloister_client.consent import consent
 from cloister_client.dataset import Dataset, Rows, normalised
 from cloister_client.evaluate import at_a_glance, in_full, seen
 from cloister_client.ledger import Cost, Ledger, Release
+from cloister_client.lineage import Lineage
 from cloister_client.network import Network
 from cloister_client.own_model import OwnModel
 from cloister_client.privacy import (
@@ -69,6 +70,7 @@ class Site:
         population: str = "patients",
         approved: str = "",
         identity: Path | None = None,
+        lineage: Lineage | None = None,
         noise_seed: int | None = None,
     ) -> None:
         """``folder`` keeps the answers and, for secure sums, ``identity.key`` and ``roster.json``; public weights too.
@@ -76,7 +78,8 @@ class Site:
         ``identity`` is the path of the hospital's signing key, where that is not in ``folder``.
         ``ledger`` is the hospital's, which all its studies on one ``population`` share; without it, this study
         keeps one of its own in ``folder``. ``approved`` is the digest of the quote that the hospital approved, if
-        it did: other charges are then refused. ``noise_seed`` voids privacy; simulations alone pass it.
+        it did: other charges are then refused. ``lineage`` writes down whose rows are used; simulations in one process
+        do without. ``noise_seed`` voids privacy; simulations alone pass it.
         """
         self.plan, self.dataset, self.name = plan, dataset, dataset.quality.site
         self._digest = plan.digest  # taken once: every ticket is held against it
@@ -88,7 +91,7 @@ class Site:
         folder.mkdir(parents=True, exist_ok=True)
         self.answers, self.local = Answers(folder), LocalState(folder)
         self.ledger = Ledger(ledger or folder / "ledger.sqlite", population) if plan.private else None
-        self.folder, self.noise_seed, self.approved = folder, noise_seed, approved
+        self.folder, self.noise_seed, self.approved, self.lineage = folder, noise_seed, approved, lineage
         self._entropy: Entropy = keystream()
         self._constants: tuple[tuple[float, float], ...] | None = None
         self._private: Mechanism | None = None
@@ -99,6 +102,12 @@ class Site:
         if plan.aggregation.secure_sum:
             key, roster = read_identity(identity or folder / "identity.key"), read_roster(folder / "roster.json")
             self.secure = SecureSum(plan, self._digest, self.name, key, roster, dataset.policy.min_cohort, folder)
+
+    def close(self) -> None:
+        """Let go of the hospital's files."""
+        for file in (self.ledger, self.lineage):
+            if file:
+                file.close()
 
     # --- the things a coordinator can ask ---------------------------------------------------------------
     def enrol(self) -> ReplyHeader:
@@ -133,6 +142,7 @@ class Site:
         def work() -> Reply:
             if event:
                 self._commit(ticket, event)
+            self._uses(ticket)
             found = noisy_readiness(seen, self.plan, self._draw_from(ticket, "readiness"))
             # Not self._reply, which tells how many training rows there are.
             return Reply(ReplyHeader(run=ticket.header.run, round=0, site=self.name, metrics=found))
@@ -147,8 +157,9 @@ class Site:
         def work() -> Reply:
             if event := statistics_event(self.plan):
                 self._commit(ticket, event)
-            found = noisy_statistics(self.dataset.train, self.plan, self._draw_from(ticket))
-            return self._reply(ticket, {}, metrics=found)
+            self._uses(ticket)
+            said = noisy_statistics(self.dataset.train, self.plan, self._draw_from(ticket))
+            return self._reply(ticket, {}, metrics=said)
 
         return self._once(ticket, work)
 
@@ -164,9 +175,11 @@ class Site:
         event = evaluation_event(self.plan)
 
         def work() -> Reply:
+            if event:
+                self._commit(ticket, event)
+            self._uses(ticket)
             if event is None:
                 return self._reply(ticket, {}, estimates=self.judge(ticket))
-            self._commit(ticket, event)
             _, rows = self._opened(ticket)
             found = noisy_risks(rows, seen(self.network, rows)[1], self.plan, event, self._draw_from(ticket))
             return self._reply(ticket, {}, metrics=found)
@@ -174,6 +187,8 @@ class Site:
         # Exact metrics are the same whenever they are asked for. Kept, they would take the place of the last round's
         # noisy answer, and that round asked again would be a second draw of noise for one commitment.
         reply = self._once(ticket, work) if event or self.secure else work()
+        if self.lineage:
+            self.lineage.receives(ticket.vectors["model"], self.folder)
         if self.ledger:  # the study is over: what it did not spend is free again
             self.ledger.settle(self._digest)
         return reply
@@ -222,6 +237,7 @@ class Site:
         mechanism = self._mechanism(train_rows, ticket)
         if mechanism.event:
             self._commit(ticket, mechanism.event)
+        self._uses(ticket)
         pull = plan.strategy.mu if isinstance(plan.strategy, FedProx) else 0.0
         correction = None
         if isinstance(plan.strategy, Scaffold):
@@ -354,6 +370,11 @@ class Site:
         paid = in_patients(event, self.plan, self._most_records)
         release = Release(self._digest, ticket.header.run, ticket.header.round, ticket.digest, paid)
         self.ledger.commit(release, epsilon=self._cost.epsilon, delta=self._cost.delta)
+
+    def _uses(self, ticket: Ticket) -> None:
+        """After the commitment, which may be refused, and before there is anything that could leave."""
+        if self.lineage:
+            self.lineage.uses(ticket.header.round)
 
     @cached_property
     def _cost(self) -> Cost:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_octets  # pyright: ignore[reportUnknownVariableType]
 from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType]
 
 from cloister_shared.errors import AlreadyRunning, CheckpointBroken
@@ -29,6 +30,11 @@ def save(path: Path, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any
     beside = path.with_name(path.name + ".tmp")
     save_file(dict(arrays), beside, metadata={"header": json.dumps(header)})
     replace(beside, path)
+
+
+def octets(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """What ``save`` writes."""
+    return to_octets(dict(arrays), metadata={"header": json.dumps(header)})
 
 
 @contextmanager

@@ -13,7 +13,7 @@
       + EnrolmentRefused  no member, or no longer      + TrainingLost      the process that trains ended
       + AccessRefused     the account may not do it    + RegistryBroken    the coordinator's records fail
       + StudyRefused      unknown, or in another state + PackageMissing    an extra is not installed
-      + VersionRefused    one side must be upgraded
+      + VersionRefused    one side must be upgraded    + LineageBroken     who was in which study cannot be read
       + AlreadyRunning    one process to a folder
 
 Each message is a whole sentence that says what was wrong and where, then the mend. None ever holds a value
@@ -117,6 +117,12 @@ class LedgerBroken(Fault):
 
     mend = "Restore ledger.sqlite and the audit log beside it from the same backup."
     abroad = "The hospital's privacy ledger cannot be used; its own log says why."
+
+
+class LineageBroken(Fault):
+    """The record of whose rows were in which study cannot be read, or is not the one that the audit log speaks of."""
+
+    abroad = "The hospital's record of whose rows its studies saw cannot be used; its own log says why."
 
 
 class AuditBroken(Fault):

@@ -126,6 +126,17 @@ def write(
     return manifest
 
 
+def weights_digest(plan: StudyPlan, vector: NDArray[np.float32], public: Path | None = None) -> str:
+    """SHA-256 of the weights' file that ``write`` makes of a vector, without making it: the manifest names it.
+
+    Raises:
+        WeightsBroken: as ``write``.
+    """
+    model = trained(plan, vector, public)
+    written = durable.octets({"plan": plan.digest}, weights_of(model, layout_of(plan, model).local))
+    return hashlib.sha256(written).hexdigest()
+
+
 def read(folder: Path, roster: Roster) -> Model:
     """The model in ``folder``, if one of the pinned keys in ``roster`` signed for it.
 

@@ -1,5 +1,6 @@
 """Patients who opted out are not in a dataset, and the audit log knows how many they are but not who."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,14 @@ def test_the_audit_log_learns_count_and_digest_once(folder):
     (folder / "opt_outs.txt").write_text("3\n")
     load(folder)
     assert [e.said["count"] for e in audit.verify(folder / "audit.jsonl")[1:]] == [3, 1]
+
+
+def test_a_digest_of_a_short_list_does_not_tell_the_id(folder):
+    audit.append(folder / "audit.jsonl", "begun", {})
+    (folder / "opt_outs.txt").write_text("3\n")
+    load(folder)
+    (_, entry) = audit.verify(folder / "audit.jsonl")
+    assert entry.said["sha256"] != hashlib.sha256(b"3").hexdigest()
 
 
 def test_a_list_that_cannot_be_read_stops_everything(folder):
