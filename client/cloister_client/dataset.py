@@ -145,6 +145,11 @@ def normalised(rows: Rows, everything: Sequence[Column], constants: Sequence[tup
     if at:
         centre, scale = torch.tensor(list(constants), dtype=torch.float32).T
         x[:, at] = (x[:, at] - centre) / scale
+    return with_inputs(rows, x)
+
+
+def with_inputs(rows: Rows, x: Tensor) -> Rows:
+    """The rows with other inputs of the same width."""
     y = rows.y
     if y.shape[1:] == (x.shape[1] + 1,) and torch.equal(y[:, :-1], rows.x):  # what is usual: the inputs themselves
         y = torch.cat([x, y[:, -1:]], dim=1)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from cloister_client.combat import moments
 from cloister_client.dataset import Rows
-from cloister_shared import noise, tally
+from cloister_shared import combat, noise, tally
 from cloister_shared.budget import Event
-from cloister_shared.charges import part_of, statistics_event
+from cloister_shared.charges import part_of, statistics_event, whole_of
 from cloister_shared.noise import Entropy
 from cloister_shared.outcomes.outcome import cells
 from cloister_shared.plan import StudyPlan
@@ -28,14 +29,19 @@ _GRID = 2.0**-20
 def noisy_statistics(rows: Rows, plan: StudyPlan, entropy: Entropy) -> Numbers:
     """Everything of ``tally.statistics``, by name: sums for normalisation, and the cohort's histograms.
 
-    ``rows`` are not centred or scaled yet.
+    ``rows`` are not centred or scaled yet. For ``combat`` these are the hospital's own moments, under all of the noise
+    even where hospitals share theirs, since the hospital uses them too; what it sends is made of them.
     """
     weights = _weights(rows, plan)
-    parts = [(_sums(rows, weights, plan), 3 * len(numbers(plan.table)))] if plan.normalises else []
+    parts = list[tuple[Vector, float]]()
+    if plan.harmonises:
+        parts.append((moments(rows, weights, plan), combat.sensitivity(plan) ** 2))
+    elif plan.normalises:
+        parts.append((_sums(rows, weights, plan), 3 * len(numbers(plan.table))))
     if plan.statistics.histograms:
         parts.append((_histograms(rows, weights, plan), len(tally.histograms(plan))))
     exact, most = np.concatenate([sums for sums, _ in parts]), sum(squared for _, squared in parts)
-    said = _with_noise(exact, most**0.5, plan, statistics_event(plan), entropy)
+    said = _with_noise(exact, most**0.5, plan, statistics_event(plan), entropy, whole=plan.harmonises)
     return dict(zip(tally.statistics(plan), said.tolist(), strict=True))
 
 
@@ -76,12 +82,17 @@ def _histograms(rows: Rows, weights: Vector, plan: StudyPlan) -> Vector:
     return np.concatenate(found)
 
 
-def _with_noise(exact: Vector, sensitivity: float, plan: StudyPlan, event: Event | None, entropy: Entropy) -> Vector:
-    """``exact`` on the grid, with discrete Gaussian noise for an ℓ² ``sensitivity``; without DP as it is."""
+def _with_noise(
+    exact: Vector, sensitivity: float, plan: StudyPlan, event: Event | None, entropy: Entropy, *, whole: bool = False
+) -> Vector:
+    """``exact`` on the grid, with discrete Gaussian noise for an ℓ² ``sensitivity``; without DP as it is.
+
+    Where hospitals share their noise this one adds its part, or the ``whole``.
+    """
     if event is None:
         return exact
     # Rounding to the grid moves each number by half a step at either of two neighbours.
-    spread = part_of(plan, event) * (sensitivity / _GRID + exact.size**0.5)
+    spread = (whole_of if whole else part_of)(plan, event) * (sensitivity / _GRID + exact.size**0.5)
     steps = np.rint(exact / _GRID) + noise.discrete_gaussian(entropy, spread, exact.size)
     return np.asarray(steps * _GRID, dtype=np.float64)
 

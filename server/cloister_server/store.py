@@ -84,7 +84,7 @@ class Store:
                 mend="Resume with the plan it was begun with, or choose another folder.",
             )
         pairs = header["normalisation"]
-        normalisation = tuple((float(centre), float(scale)) for centre, scale in pairs) if pairs else None
+        normalisation = tuple(tuple(map(float, each)) for each in pairs) if pairs else None
         model = arrays.pop("model")
         cohort = header["cohort"]
         said = header["statistics"]

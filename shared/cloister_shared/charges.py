@@ -87,6 +87,15 @@ def part_of(plan: StudyPlan, event: Event) -> float:
     return event.noise_multiplier * _each(plan) if plan.shared_noise else event.noise_multiplier
 
 
+def whole_of(plan: StudyPlan, event: Event) -> float:
+    """The noise multiplier of a release that holds by itself, though others share their noise.
+
+    As much as any sum has that a ``certificate`` speaks of, so that every row of it holds of this release too.
+    """
+    least = max(1.0, _each(plan) * plan.cohort.min_sites**0.5) if plan.shared_noise else 1.0
+    return event.noise_multiplier * least
+
+
 def certificate(plan: StudyPlan) -> tuple[Standing, ...]:
     """Where noise is shared: what is promised against the coordinator, with some hospitals, and with all others."""
     if not plan.shared_noise:
