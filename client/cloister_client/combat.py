@@ -39,7 +39,7 @@ class Effects:
 
 # --- rows to sums ------------------------------------------------------------------------------------------
 def moments(rows: Rows, weights: Array, plan: StudyPlan) -> Array:
-    """The sums that ``combat.names`` names: of values scaled to [-1, 1] by the plan's ranges, gaps left out."""
+    """The sums that ``combat.names`` names: of values scaled to [-1, 1] on their windows, gaps left out."""
     features, at = combat.harmonised(plan), _places(plan)
     x = _covariates(rows, plan)
     y = np.stack([_scaled(rows, at[f.name], f) * ~_gap(rows, plan, f) for f in features], axis=1)
@@ -68,7 +68,7 @@ def effects(plan: StudyPlan, own: Numbers, constants: Constants) -> Effects:
     """
     noise, raw = tally.harmony_noise(plan), combat.read(plan, own)
     sums, count = combat.centred(raw, noise), np.maximum(raw.count, 2.0)
-    half, scale, intercept, slopes = _on_the_range(plan, constants)
+    half, scale, intercept, slopes = _on_the_windows(plan, constants)
     scale, intercept, slopes = scale / half, intercept / half, slopes / half
     mean = (raw.y - raw.x @ slopes) / count  # of what the covariates leave over
     left = sums.yy - 2 * (slopes * sums.xy).sum(axis=0) + ((sums.xx @ slopes) * slopes).sum(axis=0)
@@ -90,8 +90,8 @@ def _shrunk(gamma: Array, delta: Array, count: Array, of_gamma: Array, of_delta:
     Without noise these are Johnson's equations. With it, a mean's sampling variance has the noise's beside it, and a
     variance counts as one of so many fewer rows as would be as uncertain.
     """
-    centre, between = gamma.mean(), max(gamma.var(ddof=1) - of_gamma.mean(), 0.0)
-    usual, spread = delta.mean(), max(delta.var(ddof=1) - of_delta.mean(), 0.0)
+    centre, between = _certain(gamma.mean(), of_gamma), max(gamma.var(ddof=1) - of_gamma.mean(), 0.0)
+    usual, spread = 1 + _certain(delta.mean() - 1, of_delta), max(delta.var(ddof=1) - of_delta.mean(), 0.0)
     worth = count / (1 + of_delta * count / (2 * delta**2))
     found, squares = gamma, delta
     for _ in range(1000):
@@ -110,6 +110,11 @@ def _shrunk(gamma: Array, delta: Array, count: Array, of_gamma: Array, of_delta:
     return found, squares
 
 
+def _certain(mean: float, noise: Array) -> float:
+    """As much of a mean over features as is not noise's (James and Stein 1961): nobody's effect is 0 on average."""
+    return mean * max(0.0, 1 - float(noise.mean()) / len(noise) / max(mean**2, 1e-300)) if noise.any() else mean
+
+
 # --- rows without them -------------------------------------------------------------------------------------
 def inputs(rows: Rows, plan: StudyPlan, constants: Constants, own: Effects | None) -> Rows:
     """The rows as the model takes them: centred and scaled, and without the hospital's own effects if it knows them.
@@ -121,8 +126,8 @@ def inputs(rows: Rows, plan: StudyPlan, constants: Constants, own: Effects | Non
         return centred
     made = centred.x
     at, x = _places(plan), _covariates(rows, plan)
-    _, scale, intercept, slopes = _on_the_range(plan, constants)
-    middles = np.array([sum(feature.range) / 2 for feature in combat.harmonised(plan)])
+    _, scale, intercept, slopes = _on_the_windows(plan, constants)
+    middles = np.array([sum(combat.window(feature)) / 2 for feature in combat.harmonised(plan)])
     centres = np.array([row[0] for row in _harmonised(plan, constants)]) - middles
     explained = intercept + x @ slopes
     for number, feature in enumerate(combat.harmonised(plan)):
@@ -155,7 +160,7 @@ def _places(plan: StudyPlan) -> dict[str, int]:
 
 
 def _scaled(rows: Rows, place: int, feature: NumberFeature) -> Array:
-    low, high = feature.range
+    low, high = combat.window(feature)
     return np.clip((rows.x[:, place].double().numpy() - (low + high) / 2) / ((high - low) / 2), -1, 1)
 
 
@@ -184,9 +189,9 @@ def _harmonised(plan: StudyPlan, constants: Constants) -> Sequence[tuple[float, 
     return [row for row, feature in zip(constants, numbers(plan.table), strict=True) if feature.name not in kept]
 
 
-def _on_the_range(plan: StudyPlan, constants: Constants) -> tuple[Array, Array, Array, Array]:
-    """Of each harmonised feature: half its range, scale, intercept from the middle, slopes [covariates, features]."""
-    ranges = np.array([feature.range for feature in combat.harmonised(plan)])
+def _on_the_windows(plan: StudyPlan, constants: Constants) -> tuple[Array, Array, Array, Array]:
+    """Of each harmonised feature: half its window, scale, intercept from the middle, slopes [covariates, features]."""
+    ranges = np.array([combat.window(feature) for feature in combat.harmonised(plan)])
     rows = np.array(_harmonised(plan, constants))
     intercept = rows[:, 2] if rows.shape[1] > 2 else rows[:, 0]
     return (ranges[:, 1] - ranges[:, 0]) / 2, rows[:, 1], intercept - ranges.mean(axis=1), rows[:, 3:].T

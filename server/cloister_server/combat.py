@@ -17,7 +17,7 @@ def pooled(plan: StudyPlan, sums: Moments) -> Constants:
     (Johnson, Li and Rabinovic 2007, step 1), and the scale is what it leaves over all rows. A feature that the plan
     keeps has mean and standard deviation alone.
     """
-    # Noise may push a variance below zero; a twentieth of the range is the least spread that is believed.
+    # Noise may push a variance below zero; a twentieth of the window is the least spread that is believed.
     least = 0.05 if plan.private else 1e-6
     count, whole = np.maximum(sums.count, 1.0), max(sums.whole, 1.0)
     slopes = _slopes(plan, sums)
@@ -33,7 +33,7 @@ def pooled(plan: StudyPlan, sums: Moments) -> Constants:
         rows[column.feature] = (means[at], own, means[at], *np.zeros(len(means)))
     found: list[tuple[float, ...]] = []
     for feature in numbers(plan.table):
-        (low, high), row = feature.range, rows[feature.name]
+        (low, high), row = combat.window(feature), rows[feature.name]
         middle, half = (low + high) / 2, (high - low) / 2
         values = (middle + half * row[0], half * row[1], middle + half * row[2], *(half * slope for slope in row[3:]))
         found.append(tuple(map(float, values if len(means) else values[:2])))

@@ -1,7 +1,7 @@
 """ComBat by sums: what a hospital adds up to take site effects out of number features, and what leaves it.
 
-Johnson, Li and Rabinovic 2007; from sums over hospitals, Chen et al. 2022. A value is, on the plan's range scaled to
-[-1, 1], ``intercept + slopes · x + scale * (gamma + delta * e)``: x are the covariates that the plan keeps, gamma and
+Johnson, Li and Rabinovic 2007; from sums over hospitals, Chen et al. 2022. A value is, on the ``window`` that the plan
+gives it scaled to [-1, 1], ``intercept + slopes · x + scale * (gamma + delta * e)``: x are the covariates that the plan keeps, gamma and
 delta what one hospital adds and multiplies. A hospital releases its ``Moments`` once. With differential privacy they
 are noisy before anybody uses them, the hospital itself included, so that what follows is post-processing: it sends
 them ``centred`` about its own means, which add up to all that the common constants need, and it finds its own gamma
@@ -57,6 +57,17 @@ def covariates(plan: StudyPlan) -> tuple[Column, ...]:
         and not column.absent
         and (column.category is None or column.category != first[column.feature])
     )
+
+
+def window(feature: NumberFeature) -> tuple[float, float]:
+    """What sums clip a value to, so that noise can cover it: the range, or five ``sd`` about the ``mean`` within it.
+
+    Noise is in units of the window's half: a creatinine that could be 15 and seldom passes 3 needs such a window.
+    """
+    low, high = feature.range
+    if feature.mean is None or feature.sd is None:
+        return low, high
+    return max(low, feature.mean - 5 * feature.sd), min(high, feature.mean + 5 * feature.sd)
 
 
 def names(plan: StudyPlan) -> tuple[str, ...]:
