@@ -26,7 +26,8 @@ from cloister_shared.tally import Numbers
 Array = NDArray[np.float64]
 
 _MOST = 4.0
-"""With noise nobody is believed to have more than so many times the common spread, or less than that part of it."""
+"""With noise nobody is believed to add more than so many times the common spread, or to have more than so many times
+that spread or less than that part of it."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,9 @@ def effects(plan: StudyPlan, own: Numbers, constants: Constants) -> Effects:
     delta = np.clip(delta, _MOST**-2, _MOST**2) if noise else np.maximum(delta, 1e-12)
     if len(gamma) > 1:
         gamma, delta = _shrunk(gamma, delta, count, of_gamma, of_delta)
-    return Effects(gamma, np.sqrt(np.clip(delta, _MOST**-2, _MOST**2) if noise else delta))
+    if noise:
+        gamma, delta = np.clip(gamma, -_MOST, _MOST), np.clip(delta, _MOST**-2, _MOST**2)
+    return Effects(gamma, np.sqrt(delta))
 
 
 def _shrunk(gamma: Array, delta: Array, count: Array, of_gamma: Array, of_delta: Array) -> tuple[Array, Array]:
@@ -90,8 +93,12 @@ def _shrunk(gamma: Array, delta: Array, count: Array, of_gamma: Array, of_delta:
     Without noise these are Johnson's equations. With it, a mean's sampling variance has the noise's beside it, and a
     variance counts as one of so many fewer rows as would be as uncertain.
     """
-    centre, between = _certain(gamma.mean(), of_gamma), max(gamma.var(ddof=1) - of_gamma.mean(), 0.0)
-    usual, spread = 1 + _certain(delta.mean() - 1, of_delta), max(delta.var(ddof=1) - of_delta.mean(), 0.0)
+    others, usual = len(gamma) - 1, delta.mean()
+    between, spread = _beyond(gamma.var(ddof=1), of_gamma, others), _beyond(delta.var(ddof=1), of_delta, others)
+    centre = gamma.mean()
+    if of_gamma.any():  # nobody's effect is 0 and 1 on average; as much of the means as may be noise is taken for that
+        centre *= _beyond(centre**2, of_gamma / len(gamma), 1) / max(centre**2, 1e-300)
+        usual = 1 + (usual - 1) * _beyond((usual - 1) ** 2, of_delta / len(gamma), 1) / max((usual - 1) ** 2, 1e-300)
     worth = count / (1 + of_delta * count / (2 * delta**2))
     found, squares = gamma, delta
     for _ in range(1000):
@@ -110,9 +117,9 @@ def _shrunk(gamma: Array, delta: Array, count: Array, of_gamma: Array, of_delta:
     return found, squares
 
 
-def _certain(mean: float, noise: Array) -> float:
-    """As much of a mean over features as is not noise's (James and Stein 1961): nobody's effect is 0 on average."""
-    return mean * max(0.0, 1 - float(noise.mean()) / len(noise) / max(mean**2, 1e-300)) if noise.any() else mean
+def _beyond(seen: float, noise: Array, free: int) -> float:
+    """A variance without the noise's, of which two standard errors more than there should be are believed to be."""
+    return max(0.0, seen - float(noise.mean()) * (1 + 2 * (2 / free) ** 0.5))
 
 
 # --- rows without them -------------------------------------------------------------------------------------

@@ -349,6 +349,8 @@ def _members(annotation: Any) -> list[Any]:
 def _tags(model: type[BaseModel]) -> tuple[object, ...]:
     """The discriminator's values of a union member: its one required literal, or ``kind`` or ``method``."""
     for name, described in model.model_fields.items():
-        if (described.is_required() or name in ("kind", "method")) and typing.get_origin(described.annotation) is Literal:
+        if (described.is_required() or name in ("kind", "method")) and typing.get_origin(
+            described.annotation
+        ) is Literal:
             return typing.get_args(described.annotation)
     return ()

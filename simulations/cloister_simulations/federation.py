@@ -226,7 +226,9 @@ def run_alone(
     curves: list[list[dict[str, float]]] = []
     for site, dataset in datasets.items():
         own, test = alone(plan, dataset)
-        curve, one = _train_here(plan, own, {site: test}, plan.training.batch_size, options.folder, arm, lambda *_: None)
+        curve, one = _train_here(
+            plan, own, {site: test}, plan.training.batch_size, options.folder, arm, lambda *_: None
+        )
         said |= one
         curves.append(curve)
         notice(arm, plan.seed, plan.rounds * len(said) // len(datasets), curve[-1])
