@@ -128,7 +128,7 @@ def inputs(rows: Rows, plan: StudyPlan, constants: Constants, own: Effects | Non
 
     Each row's inputs follow from that row, the constants and the effects, so that they couple no rows.
     """
-    centred = normalised(rows, columns(plan.table), [(row[0], row[1]) for row in constants])
+    centred = normalised(rows, columns(plan.table), constants)
     if own is None:
         return centred
     made = centred.x

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cloister_client.answers import Answers, LocalState, drawn_moments
-from cloister_client.consent import consent
 from cloister_client.combat import checked, effects, inputs, sent
+from cloister_client.consent import consent
 from cloister_client.dataset import Dataset, Rows
 from cloister_client.evaluate import at_a_glance, in_full, seen
 from cloister_client.ledger import Cost, Ledger, Release

@@ -1,4 +1,4 @@
-"""The constants that all hospitals share in ComBat, from the sums that they sent. Post-processing: it costs no epsilon."""
+"""The constants that all hospitals share in ComBat, from the sums that they sent. Post-processing: no epsilon."""
 
 from __future__ import annotations
 

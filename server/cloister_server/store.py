@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cloister_server.statistics import Constants
 from cloister_server.total import Glimpse, Mean
 from cloister_shared import durable
+from cloister_shared.combat import Constants
 from cloister_shared.errors import CheckpointBroken
 from cloister_shared.tally import Numbers
 

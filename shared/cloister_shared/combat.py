@@ -1,11 +1,11 @@
 """ComBat by sums: what a hospital adds up to take site effects out of number features, and what leaves it.
 
-Johnson, Li and Rabinovic 2007; from sums over hospitals, Chen et al. 2022. A value is, on the ``window`` that the plan
-gives it scaled to [-1, 1], ``intercept + slopes · x + scale * (gamma + delta * e)``: x are the covariates that the plan keeps, gamma and
-delta what one hospital adds and multiplies. A hospital releases its ``Moments`` once. With differential privacy they
-are noisy before anybody uses them, the hospital itself included, so that what follows is post-processing: it sends
-them ``centred`` about its own means, which add up to all that the common constants need, and it finds its own gamma
-and delta in them.
+Johnson, Li and Rabinovic 2007; from sums over hospitals, Chen et al. 2022. A value, scaled to [-1, 1] on the ``window``
+that the plan gives it, is ``intercept + slopes · x + scale * (gamma + delta * e)``: x are the covariates that the plan
+keeps, gamma and delta what one hospital adds and multiplies. A hospital releases its ``Moments`` once. With
+differential privacy they are noisy before anybody uses them, the hospital itself included, so that what follows is
+post-processing: it sends them ``centred`` about its own means, which add up to all that the common constants need,
+and it finds its own gamma and delta in them.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def broken_harmonisation(plan: StudyPlan) -> Iterator[Broken]:
     if len(combat.covariates(plan)) > _MOST:
         yield Broken(
             ("normalisation", "keep"),
-            f"stands for {len(combat.covariates(plan))} inputs, more than the {_MOST} whose products are worth their noise",
+            f"stands for {len(combat.covariates(plan))} inputs, and the products of more than {_MOST} are mostly noise",
             "Keep features with fewer categories, or fewer features.",
         )
 

@@ -22,8 +22,8 @@ def card(plan: StudyPlan, manifest: Mapping[str, Any]) -> str:
     whose = "each hospital's own constants" if manifest["constants"] is None else "the constants in the manifest"
     if plan.harmonises:
         whose += (
-            ", after what each hospital adds to them and multiplies was taken out (ComBat). That is known at each hospital"
-            " that took part and is not in the file: elsewhere numbers are centred and scaled only"
+            ", and what each hospital adds to them and multiplies is taken out (ComBat). That is known at each hospital"
+            " that took part, and is not in the file: elsewhere numbers are centred and scaled only"
         )
     kept = ", ".join(manifest["kept"])
     whole = (

@@ -78,6 +78,7 @@ def harmonised(plan, hospitals):
     said = [sent(plan, numbers) for numbers in own]
     assert all(tuple(numbers) == tally.statistics(plan) for numbers in said)
     shared = constants(plan, {name: sum(numbers[name] for numbers in said) for name in tally.statistics(plan)})
+    assert shared
     made = [effects(plan, numbers, shared) for numbers in own]
     return shared, made, [inputs(rows, plan, shared, effect).x for rows, effect in zip(hospitals, made, strict=True)]
 
