@@ -251,3 +251,32 @@ def test_a_hospital_that_comes_late_draws_its_own_before_it_trains(plan_with, op
 def test_constants_that_do_not_fit_are_refused(plan_with, odd):
     with pytest.raises(TicketRefused, match="constants do not fit"):
         checked(plan_with(normalisation={"method": "combat"}), odd)
+
+
+def test_once_the_sums_are_drawn_no_row_moves_another_rows_inputs(plan_with, open_site, rows):
+    plan = plan_with(dp=True, normalisation={"method": "combat"})
+    header = TicketHeader(run="r", plan=plan.digest, round=1, site="st-marys", normalisation=((0.0, 1.0),) * 3)
+
+    def made(train):
+        site = open_site(plan, train=train)
+        return site._rows(Ticket(header.model_copy(update={"site": site.name})))[0].x
+
+    first = made(rows())
+    other = rows()
+    other.x[0] = torch.tensor([2.0, -2.0, 2.0])
+    second = made(other)
+    assert torch.equal(first[1:], second[1:])
+    assert not torch.equal(first[0], second[0])
+
+
+def test_the_noises_own_square_is_not_taken_for_spread():
+    plan, draw, noise = a_plan(KEPT["ages"]), np.random.default_rng(0), 60.0
+    exact = noisy_statistics(a_hospital(0, 400), plan, reproducible("s"))
+    right = combat.centred(combat.read(plan, exact), 0.0)
+    found = []
+    for _ in range(3000):
+        noisy = {name: value + draw.normal(0, noise) for name, value in exact.items()}
+        found.append(combat.centred(combat.read(plan, noisy), noise))
+    error = 4 * 1.5 * noise / 3000**0.5  # four standard errors
+    np.testing.assert_allclose(np.mean([each.yy for each in found], axis=0), right.yy, atol=error)
+    np.testing.assert_allclose(np.mean([np.diag(each.xx) for each in found], axis=0), np.diag(right.xx), atol=error)
