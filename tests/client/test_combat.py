@@ -275,7 +275,7 @@ def test_the_noises_own_square_is_not_taken_for_spread():
     right = combat.centred(combat.read(plan, exact), 0.0)
     found = []
     for _ in range(3000):
-        noisy = {name: value + draw.normal(0, noise) for name, value in exact.items()}
+        noisy = {name: (value or 0.0) + draw.normal(0, noise) for name, value in exact.items()}
         found.append(combat.centred(combat.read(plan, noisy), noise))
     error = 4 * 1.5 * noise / 3000**0.5  # four standard errors
     np.testing.assert_allclose(np.mean([each.yy for each in found], axis=0), right.yy, atol=error)
