@@ -1,11 +1,13 @@
 """What the hospital has said and what it keeps, on disk: a crash makes it say the same again, never something new.
 
 ``Answers`` holds the last reply to a coordinator; ``LocalState`` what never leaves (local layers, SCAFFOLD's
-control variate), one file a round so that a round can be done over.
+control variate), one file a round so that a round can be done over; ``drawn_moments`` what ComBat goes by.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import numpy as np
 
 from cloister_shared import durable
 from cloister_shared.durable import Arrays
+from cloister_shared.tally import Numbers
 from cloister_shared.wire import Reply, ReplyHeader
 
 
@@ -44,6 +47,28 @@ class Answers:
 
     def _path(self, run: str) -> Path:
         return self._folder / f"{run}.answer.safetensors"
+
+
+def drawn_moments(folder: Path, plan: str, draw: Callable[[], Numbers]) -> Numbers:
+    """The hospital's own statistics of a plan (its digest) that is harmonised, on disk before anybody uses them.
+
+    There is one draw of noise and one charge for it, however many runs ask.
+    """
+    path = _moments(folder, plan)
+    with durable.locked(path):
+        if not path.exists():
+            durable.save_secret(path, json.dumps(draw()))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def known_moments(folder: Path, plan: str) -> Numbers | None:
+    """The same at a hospital that took part; None at another."""
+    path = _moments(folder, plan)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _moments(folder: Path, plan: str) -> Path:
+    return folder / f"{plan}.moments.json"
 
 
 class LocalState:

@@ -145,13 +145,18 @@ def new_rows(connector: Connector, schema: Schema) -> NewRows:
     return NewRows(torch.from_numpy(x), read, patients, report)
 
 
-def normalised(rows: Rows, everything: Sequence[Column], constants: Sequence[tuple[float, float]]) -> Rows:
-    """Centre and scale the number columns; ``constants`` has one (centre, scale) for each, in order."""
+def normalised(rows: Rows, everything: Sequence[Column], constants: Sequence[Sequence[float]]) -> Rows:
+    """Centre and scale the number columns; ``constants`` begins with (centre, scale) for each, in order."""
     x = rows.x.clone()
     at = [i for i, column in enumerate(everything) if column.kind == "number" and not column.absent]
     if at:
-        centre, scale = torch.tensor(list(constants), dtype=torch.float32).T
+        centre, scale = torch.tensor([list(each[:2]) for each in constants], dtype=torch.float32).T
         x[:, at] = (x[:, at] - centre) / scale
+    return with_inputs(rows, x)
+
+
+def with_inputs(rows: Rows, x: Tensor) -> Rows:
+    """The rows with other inputs of the same width."""
     y = rows.y
     if y.shape[1:] == (x.shape[1] + 1,) and torch.equal(y[:, :-1], rows.x):  # what is usual: the inputs themselves
         y = torch.cat([x, y[:, -1:]], dim=1)

@@ -45,7 +45,8 @@ def predict(released: Released, rows: NewRows, out: Path) -> Scored:
             lines.writerow([*head, *([""] * len(names(schema))), "", problems.get(at + 1, "a missing value")])
             continue
         flag = "unknown" if far is None else "yes" if far[at] else "no"
-        lines.writerow([*head, *(f"{value:.6g}" for value in said[at]), flag, ""])
+        note = "not harmonised" if released.unharmonised else ""
+        lines.writerow([*head, *(f"{value:.6g}" for value in said[at]), flag, note])
     durable.save_secret(out, text.getvalue())
     unusual = None if far is None else int((far & rows.read).sum())
     return Scored(len(x), int(rows.read.sum()), unusual, out)
@@ -58,6 +59,11 @@ def told(released: Released, scored: Scored) -> list[str]:
         f"{model.manifest.study}, plan {model.manifest.digest[:12]}, signed by {model.signer}: {scored.scored} of"
         f" {scored.rows} rows are scored."
     ]
+    if released.unharmonised:
+        lines.append(
+            "Not harmonised: this hospital has no sums of the study, so what it adds and multiplies is unknown. Numbers"
+            " are centred and scaled only, and the model knows no hospital that measures as this one may."
+        )
     if calibration.how == "none":
         lines.append(f"Not calibrated here: {calibration.why}.".replace("..", "."))
     else:

@@ -10,21 +10,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloister_client.answers import LocalState
+from cloister_client.answers import LocalState, known_moments
 from cloister_client.calibrate import Calibration, fitted, kept
+from cloister_client.combat import Effects, effects, inputs
 from cloister_client.connectors.connector import Connector, open_records
 from cloister_client.connectors.table import TableConnector
-from cloister_client.dataset import Dataset, NewRows, Rows, load_dataset, new_rows, normalised
+from cloister_client.dataset import Dataset, NewRows, Rows, load_dataset, new_rows
 from cloister_client.network import Network
 from cloister_client.site import own_constants
 from cloister_client.site_file import SiteFile, read_site
 from cloister_client.unusual import Usual, usual
+from cloister_shared.combat import Constants
 from cloister_shared.errors import CohortTooSmall, DataRefused, WeightsBroken
 from cloister_shared.layout import gathered, layout_of, with_weights
-from cloister_shared.model_file import WEIGHTS, Constants, Model
+from cloister_shared.model_file import WEIGHTS, Model
 from cloister_shared.objective import objective_of
 from cloister_shared.plan import StudyPlan
 from cloister_shared.schema import Itself, Schema, SeriesFeature, columns, scalars
+from cloister_shared.tally import Numbers
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Released:
     """Why there are no own rows."""
     folder: Path
     """Where the hospital keeps what it fitted."""
+    moments: Numbers | None = None
+    """The hospital's own noisy sums of the study, where the plan harmonises and it took part."""
 
     @property
     def plan(self) -> StudyPlan:
@@ -58,14 +63,24 @@ class Released:
         return own_constants(self.own.train, self._numbers)
 
     @cached_property
+    def effects(self) -> Effects | None:
+        """What this hospital adds and multiplies, where the plan takes it out and the hospital took part."""
+        return effects(self.plan, self.moments, self.constants) if self.moments else None
+
+    @property
+    def unharmonised(self) -> bool:
+        """Whether the plan takes out what hospitals add and multiply, and of this one it is not known."""
+        return self.plan.harmonises and self.moments is None
+
+    @cached_property
     def train(self) -> Rows | None:
-        """Own training rows, centred and scaled."""
-        return normalised(self.own.train, self.own.columns, self.constants) if self.own else None
+        """Own training rows, as the model takes them."""
+        return self._inputs(self.own.train) if self.own else None
 
     @cached_property
     def held_out(self) -> Rows | None:
-        """Own held-out rows, centred and scaled."""
-        return normalised(self.own.test, self.own.columns, self.constants) if self.own else None
+        """Own held-out rows, as the model takes them."""
+        return self._inputs(self.own.test) if self.own else None
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -81,10 +96,13 @@ class Released:
         return usual(self.train.x.numpy(), self.plan.table) if self.train else None
 
     def scaled(self, rows: NewRows) -> Tensor:
-        """New inputs, centred and scaled."""
+        """New inputs, as the model takes them."""
         x = torch.where(torch.from_numpy(rows.read)[:, None], rows.x, torch.zeros(()))
         nobody = np.zeros(len(x), np.int64)
-        return normalised(Rows(x, torch.zeros(len(x)), nobody), columns(self.plan.table), self.constants).x
+        return self._inputs(Rows(x, torch.zeros(len(x)), nobody)).x
+
+    def _inputs(self, rows: Rows) -> Rows:
+        return inputs(rows, self.plan, self.constants, self.effects)
 
     @property
     def _numbers(self) -> list[int]:
@@ -114,7 +132,9 @@ def open_released(model: Model, site_yaml: Path, state: Path | None = None) -> R
         own = load_dataset(open_records(site_yaml), plan)
     except (CohortTooSmall, DataRefused) as refusal:
         without = refusal.said
-    return Released(model, Network(module, objective_of(plan)), own, without, site_yaml.parent / "agent" / "models")
+    network, fitted = Network(module, objective_of(plan)), site_yaml.parent / "agent" / "models"
+    moments = known_moments(state, plan.digest) if state and plan.harmonises else None
+    return Released(model, network, own, without, fitted, moments)
 
 
 # --- new rows ----------------------------------------------------------------------------------------------

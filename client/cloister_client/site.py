@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cloister_client.answers import Answers, LocalState
+from cloister_client.answers import Answers, LocalState, drawn_moments
+from cloister_client.combat import checked, effects, inputs, sent
 from cloister_client.consent import consent
-from cloister_client.dataset import Dataset, Rows, normalised
+from cloister_client.dataset import Dataset, Rows
 from cloister_client.evaluate import at_a_glance, in_full, seen
 from cloister_client.ledger import Cost, Ledger, Release
 from cloister_client.lineage import Lineage
@@ -37,6 +38,7 @@ from cloister_client.statistics import noisy_readiness, noisy_risks, noisy_stati
 from cloister_client.train import sgd, train
 from cloister_shared.budget import Event
 from cloister_shared.charges import evaluation_event, in_patients, readiness_event, statistics_event, training_event
+from cloister_shared.combat import Constants
 from cloister_shared.envelope import read_identity, read_roster
 from cloister_shared.errors import TicketRefused, UpdateRefused
 from cloister_shared.layout import gathered, initial_model, layout_of
@@ -44,6 +46,7 @@ from cloister_shared.noise import Entropy, keystream, reproducible
 from cloister_shared.objective import objective_of
 from cloister_shared.outcomes.judging import Estimate
 from cloister_shared.plan import FedProx, Scaffold, StudyPlan
+from cloister_shared.tally import Numbers
 from cloister_shared.wire import (
     Octets,
     Reply,
@@ -93,7 +96,7 @@ class Site:
         self.ledger = Ledger(ledger or folder / "ledger.sqlite", population) if plan.private else None
         self.folder, self.noise_seed, self.approved, self.lineage = folder, noise_seed, approved, lineage
         self._entropy: Entropy = keystream()
-        self._constants: tuple[tuple[float, float], ...] | None = None
+        self._constants: Constants | None = None
         self._private: Mechanism | None = None
         self._initial_local = self._local.copy()
         self.own = OwnModel(plan, folder, self.layout) if plan.personalisation.ditto else None
@@ -155,13 +158,21 @@ class Site:
             raise TicketRefused("The plan does not ask for statistics.", mend="Correct the coordinator.")
 
         def work() -> Reply:
-            if event := statistics_event(self.plan):
-                self._commit(ticket, event)
-            self._uses(ticket)
-            said = noisy_statistics(self.dataset.train, self.plan, self._draw_from(ticket))
-            return self._reply(ticket, {}, metrics=said)
+            if self.plan.harmonises:
+                return self._reply(ticket, {}, metrics=sent(self.plan, self._own_moments(ticket)))
+            return self._reply(ticket, {}, metrics=self._statistics(ticket))
 
         return self._once(ticket, work)
+
+    def _statistics(self, ticket: Ticket) -> Numbers:
+        if event := statistics_event(self.plan):
+            self._commit(ticket, event)
+        self._uses(ticket)
+        return noisy_statistics(self.dataset.train, self.plan, self._draw_from(ticket))
+
+    def _own_moments(self, ticket: Ticket) -> Numbers:
+        """For ``combat``: drawn and paid for once a plan, whoever asks first, and from then on the same."""
+        return drawn_moments(self.folder, self._digest, lambda: self._statistics(ticket))
 
     def train(self, ticket: Ticket) -> Reply:
         """One round: judge the incoming model, train from it, reply with the difference."""
@@ -399,10 +410,11 @@ class Site:
         if constants is None:
             raise TicketRefused("The ticket lacks the federated statistics.", mend="Correct the coordinator.")
         if self._constants is None:
+            plan, data = self.plan, self.dataset
+            checked(plan, constants)
+            own = effects(plan, self._own_moments(ticket), constants) if plan.harmonises else None
+            self._train_rows, self._test_rows = (inputs(rows, plan, constants, own) for rows in (data.train, data.test))
             self._constants = constants
-            columns = self.dataset.columns
-            self._train_rows = normalised(self.dataset.train, columns, constants)
-            self._test_rows = normalised(self.dataset.test, columns, constants)
         elif constants != self._constants:
             raise TicketRefused("The federated statistics changed within the run.", mend="Start a new run.")
         return self._train_rows, self._test_rows

@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from cloister_client.combat import moments
 from cloister_client.coverage import Coverage
 from cloister_client.dataset import Rows
-from cloister_shared import noise, readiness, tally
+from cloister_shared import combat, noise, readiness, tally
 from cloister_shared.budget import Event
 from cloister_shared.charges import part_of, readiness_event, statistics_event
 from cloister_shared.noise import Entropy
@@ -29,16 +30,22 @@ _GRID = 2.0**-20
 def noisy_statistics(rows: Rows, plan: StudyPlan, entropy: Entropy) -> Numbers:
     """Everything of ``tally.statistics``, by name: sums for normalisation, and the cohort's histograms.
 
-    ``rows`` are not centred or scaled yet.
+    ``rows`` are not centred or scaled yet. For ``combat`` these are the hospital's own moments, under all of the noise
+    even where hospitals share theirs, since the hospital uses them too; what it sends is made of them.
     """
     weights = weights_of(rows.patients, plan)
-    parts = [(_sums(rows, weights, plan), 3 * len(numbers(plan.table)))] if plan.normalises else []
+    parts = list[tuple[Vector, float]]()
+    if plan.harmonises:
+        parts.append((moments(rows, weights, plan), combat.sensitivity(plan) ** 2))
+    elif plan.normalises:
+        parts.append((_sums(rows, weights, plan), 3 * len(numbers(plan.table))))
     if plan.statistics.histograms:
         parts.append((_histograms(rows, weights, plan), len(tally.histograms(plan))))
     exact, most = np.concatenate([sums for sums, _ in parts]), sum(squared for _, squared in parts)
-    event = statistics_event(plan)
-    said = with_noise(exact, most**0.5, part_of(plan, event), entropy) if event else exact
-    return dict(zip(tally.statistics(plan), said.tolist(), strict=True))
+    if event := statistics_event(plan):
+        multiplier = event.noise_multiplier if plan.harmonises else part_of(plan, event)
+        exact = with_noise(exact, most**0.5, multiplier, entropy)
+    return dict(zip(tally.statistics(plan), exact.tolist(), strict=True))
 
 
 def noisy_readiness(seen: Coverage, plan: StudyPlan, entropy: Entropy) -> Numbers:

@@ -9,12 +9,12 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from cloister_shared import tally
+from cloister_server.combat import pooled
+from cloister_shared import combat, tally
+from cloister_shared.combat import Constants
 from cloister_shared.outcomes.binary import of_counts
 from cloister_shared.plan import StudyPlan
 from cloister_shared.schema import numbers, vectors
-
-Constants = tuple[tuple[float, float], ...]
 
 
 class Seen(TypedDict):
@@ -28,6 +28,8 @@ def constants(plan: StudyPlan, said: Mapping[str, float | None]) -> Constants | 
     """Centre and scale of each number feature, if the plan takes them from sums over the hospitals."""
     if not plan.normalises:
         return None
+    if plan.harmonises:
+        return pooled(plan, combat.read(plan, said))
     features = numbers(plan.table)
     total = np.array([said[name] or 0.0 for name in tally.statistics(plan)[: 3 * len(features)]])
     count, sums, squares = total.reshape(3, len(features))

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cloister_server.statistics import Constants
 from cloister_server.total import Glimpse, Mean
 from cloister_shared import durable
+from cloister_shared.combat import Constants
 from cloister_shared.errors import CheckpointBroken
 from cloister_shared.tally import Numbers
 
@@ -84,7 +84,7 @@ class Store:
                 mend="Resume with the plan it was begun with, or choose another folder.",
             )
         pairs = header["normalisation"]
-        normalisation = tuple((float(centre), float(scale)) for centre, scale in pairs) if pairs else None
+        normalisation = tuple(tuple(map(float, each)) for each in pairs) if pairs else None
         model = arrays.pop("model")
         cohort = header["cohort"]
         said = header["statistics"]

@@ -109,5 +109,6 @@ def _each(plan: StudyPlan) -> float:
 
 def _apart(plan: StudyPlan) -> tuple[tuple[Event, ...], tuple[Event, ...]]:
     """Where noise is shared: what has it, and what each hospital releases by itself with noise of its own."""
-    everything, own = charges(plan), readiness_event(plan)
-    return tuple(event for event in everything if event != own), (own,) if own else ()
+    alone = readiness_event(plan), statistics_event(plan) if plan.harmonises else None
+    own = tuple(event for event in alone if event)
+    return tuple(event for event in charges(plan) if event not in own), own

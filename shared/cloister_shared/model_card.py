@@ -20,6 +20,11 @@ def card(plan: StudyPlan, manifest: Mapping[str, Any]) -> str:
     judged = "\n".join(f"- {title(name)}: {value:.4g}" for name, value in known.items()) or "- nothing was told"
     versions = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
     whose = "each hospital's own constants" if manifest["constants"] is None else "the constants in the manifest"
+    if plan.harmonises:
+        whose += (
+            ", and what each hospital adds to them and multiplies is taken out (ComBat). That is known at each hospital"
+            " that took part, and is not in the file: elsewhere numbers are centred and scaled only"
+        )
     kept = ", ".join(manifest["kept"])
     whole = (
         f"Not in the file, because they stayed at the hospitals: {kept}." if kept else "The file has every parameter."

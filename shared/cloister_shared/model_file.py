@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from cloister_shared import durable, envelope
+from cloister_shared.combat import Constants
 from cloister_shared.envelope import Identity, Roster
 from cloister_shared.errors import EnvelopeRefused, WeightsBroken
 from cloister_shared.layout import layout_of, trained, weights_of
@@ -33,8 +34,6 @@ from cloister_shared.terms import Terms
 WEIGHTS, MANIFEST, CARD, PORTABLE = "model.safetensors", "manifest.json", "MODEL_CARD.md", "model"
 PURPOSE = "model"
 """Of the manifest's signature."""
-
-Constants = tuple[tuple[float, float], ...]
 
 
 class Manifest(Terms):
@@ -52,7 +51,8 @@ class Manifest(Terms):
     files: dict[str, str]
     """SHA-256 of each file."""
     constants: Constants | None
-    """Centre and scale of each number input, in order; None where each hospital takes its own."""
+    """Centre and scale of each number input, in order; None where each hospital takes its own. With ``combat`` and
+    covariates an intercept and slopes follow; what a hospital adds and multiplies is never in the file."""
     kept: tuple[str, ...]
     """Parameters that stayed at the hospitals, and so are not in the file."""
     privacy: dict[str, str]
@@ -173,7 +173,7 @@ def _constants(plan: StudyPlan, found: Constants | None) -> Constants | None:
     match plan.normalisation.method:
         case "site":
             return None
-        case "federated":
+        case "federated" | "combat":
             return found
         case "plan":
             at = (column for column in columns(plan.table) if column.kind == "number" and not column.absent)

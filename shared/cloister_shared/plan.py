@@ -30,6 +30,14 @@ class Normalisation(Terms):
     method: Literal["plan", "federated", "site"] = "plan"
 
 
+class Combat(Terms):
+    """As ``federated``, and what each hospital adds and multiplies is taken out (Johnson, Li and Rabinovic 2007)."""
+
+    method: Literal["combat"]
+    keep: tuple[Name, ...] = ()
+    """Features in which hospitals differ by right, such as age; what follows from them is left in."""
+
+
 class Statistics(Terms):
     """What the hospitals sum up before round 1: for federated normalisation, and of the cohort."""
 
@@ -271,7 +279,7 @@ class StudyPlan(Terms):
     """Initial model, splits and batch order. Never the noise of differential privacy."""
     task: Task
     table: Schema
-    normalisation: Normalisation = Normalisation()
+    normalisation: Annotated[Normalisation | Combat, Field(discriminator="method")] = Normalisation()
     statistics: Statistics = Statistics()
     readiness: Readiness | None = None
     """Absent: no hospital tells anything of itself, and the plan's digest is what it was before there was this term."""
@@ -296,7 +304,17 @@ class StudyPlan(Terms):
     @property
     def normalises(self) -> bool:
         """Whether the constants that centre and scale come from sums over all hospitals."""
-        return self.normalisation.method == "federated"
+        return self.normalisation.method in ("federated", "combat")
+
+    @property
+    def harmonises(self) -> bool:
+        """Whether each hospital's own effect on the number features is taken out."""
+        return isinstance(self.normalisation, Combat)
+
+    @property
+    def keep(self) -> tuple[str, ...]:
+        """The features whose effect on others is left in when these are harmonised."""
+        return self.normalisation.keep if isinstance(self.normalisation, Combat) else ()
 
     @property
     def frozen(self) -> tuple[str, ...]:

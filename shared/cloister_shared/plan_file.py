@@ -76,7 +76,7 @@ def read_plan(text: str, name: str = "plan") -> StudyPlan:
 def amend(plan: StudyPlan, **changes: object) -> StudyPlan:
     """The same plan with other terms, checked anew: ``amend(plan, privacy={"epsilon": 1.0})``.
 
-    A mapping is merged into the section of that name, unless it names another strategy or task; anything else
+    A mapping is merged into the section of that name, unless it names another strategy, task or method; anything else
     replaces the term.
 
     Raises:
@@ -89,7 +89,8 @@ def amend(plan: StudyPlan, **changes: object) -> StudyPlan:
 
 
 def _merged(old: Any, change: Any) -> Any:
-    same = isinstance(old, dict) and isinstance(change, dict) and change.get("name", old.get("name")) == old.get("name")  # pyright: ignore
+    same = isinstance(old, dict) and isinstance(change, dict)
+    same = same and all(change.get(key, old.get(key)) == old.get(key) for key in ("name", "method"))  # pyright: ignore
     return {**old, **change} if same else change  # pyright: ignore[reportUnknownVariableType]
 
 
@@ -346,8 +347,10 @@ def _members(annotation: Any) -> list[Any]:
 
 
 def _tags(model: type[BaseModel]) -> tuple[object, ...]:
-    """The discriminator's values of a union member: its one required literal (``name`` or ``source``), or ``kind``."""
+    """The discriminator's values of a union member: its one required literal, or ``kind`` or ``method``."""
     for name, described in model.model_fields.items():
-        if (described.is_required() or name == "kind") and typing.get_origin(described.annotation) is Literal:
+        if (described.is_required() or name in ("kind", "method")) and typing.get_origin(
+            described.annotation
+        ) is Literal:
             return typing.get_args(described.annotation)
     return ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from cloister_shared.combat_rules import broken_harmonisation
 from cloister_shared.plan import FedAdam, FedProx, Krum, Mechanism, Median, Scaffold, StudyPlan, TrimmedMean
 from cloister_shared.schema import Binary, ImageFeature, numbers, target_columns
 from cloister_shared.schema_rules import broken_schema
@@ -82,8 +83,10 @@ def _normalisation(plan: StudyPlan) -> Iterator[Broken]:
             "changes the bins in which a generator knows numbers",
             "Write method: plan.",
         )
-    if terms.method == "federated" and not numbers(plan.table):
+    if plan.normalises and not numbers(plan.table):
         yield Broken(("normalisation", "method"), "has no number feature to take statistics of", "Write method: plan.")
+    else:
+        yield from broken_harmonisation(plan)
 
 
 def _privacy(plan: StudyPlan) -> Iterator[Broken]:
@@ -160,7 +163,7 @@ def _privacy(plan: StudyPlan) -> Iterator[Broken]:
         yield Broken(
             ("normalisation", "method"),
             "lets every row move every other row's inputs, so no per-row clip holds under DP",
-            "Write method: plan or method: federated.",
+            "Write method: plan, federated or combat.",
         )
     for key, mend in {"fine_tune_steps": "Write 0", "ditto": "Take it out"}.items():
         if getattr(plan.personalisation, key):

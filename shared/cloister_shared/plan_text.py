@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from textwrap import wrap
 
-from cloister_shared import readiness
+from cloister_shared import combat, readiness
 from cloister_shared.charges import certificate
 from cloister_shared.plan import Mechanism, StudyPlan
 from cloister_shared.schema_text import predicts
@@ -181,6 +181,27 @@ def standings(plan: StudyPlan) -> str:
     return "\n".join([*page, *wrap(f"{note} At {delta}, with {sites} hospitals in every sum.", _WIDTH)])
 
 
+def harmonisation(plan: StudyPlan) -> str:
+    """What ComBat takes out and leaves in, what it releases for that, and what it costs."""
+    features, kept = combat.harmonised(plan), plan.keep
+    share = plan.statistics.epsilon_share or 0.1
+    what = "1 number feature" if len(features) == 1 else f"{len(features)} number features"
+    left = f"; what follows from {', '.join(kept)} is left in" if kept else ""
+    alone = ", each as it is measured: one feature has no others to be shrunk to" if len(features) == 1 else ""
+    if plan.private:
+        cost = (
+            f"For this each hospital makes one noisy release of {len(combat.names(plan))} sums of its own rows, alone"
+            f" within {share:.0%} of epsilon and counted in it, with all of the noise at each hospital"
+        )
+    else:
+        cost = f"For this each hospital adds up {len(combat.names(plan))} exact sums of its own rows"
+    seen = "their sum over hospitals" if plan.aggregation.secure_sum else "each hospital's"
+    return (
+        f"ComBat: what each hospital adds to {what} and multiplies is taken out{left}{alone}. {cost}; the coordinator"
+        f" sees {seen}, about each hospital's own means. A hospital's own effects stay there"
+    )
+
+
 def normalisation(plan: StudyPlan) -> str:
     """Where centre and scale of the number features come from, and what that costs."""
     match plan.normalisation.method:
@@ -191,5 +212,7 @@ def normalisation(plan: StudyPlan) -> str:
         case "federated" if plan.private:
             share = plan.statistics.epsilon_share or 0.1
             return f"noisy sums over all hospitals, alone within {share:.0%} of epsilon and counted in it"
+        case "combat":
+            return harmonisation(plan)
         case "federated":
             return "exact sums over all hospitals, seen by the coordinator"

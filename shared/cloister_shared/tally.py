@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cloister_shared import combat
+from cloister_shared.charges import statistics_event
 from cloister_shared.outcomes.outcome import cells, outcome_of
 from cloister_shared.plan import StudyPlan
 from cloister_shared.schema import columns, numbers
@@ -56,9 +58,18 @@ def judged_models(plan: StudyPlan) -> tuple[str, ...]:
 
 def statistics(plan: StudyPlan) -> tuple[str, ...]:
     """Counts, sums and sums of squares of the number features, then histograms, where the plan asks for them."""
-    sums = [f"{kind} {feature.name}" for kind in ("count", "sum", "square") for feature in numbers(plan.table)]
+    if plan.harmonises:
+        sums = combat.names(plan)
+    else:
+        sums = [f"{kind} {feature.name}" for kind in ("count", "sum", "square") for feature in numbers(plan.table)]
     counts = [cell(what, which) for what, found in histograms(plan).items() for which in found]
     return (*(sums if plan.normalises else ()), *counts)
+
+
+def harmony_noise(plan: StudyPlan) -> float:
+    """Standard deviation of the noise on each of a hospital's sums for ``combat``; 0 without DP."""
+    event = statistics_event(plan)
+    return event.noise_multiplier * (combat.sensitivity(plan) ** 2 + len(histograms(plan))) ** 0.5 if event else 0.0
 
 
 def cell(what: str, which: str) -> str:

@@ -50,8 +50,8 @@ class TicketHeader(_Header):
     plan: str
     round: int = Field(ge=0)
     site: str
-    normalisation: tuple[tuple[float, float], ...] | None = None
-    """Centre and scale of each number feature, where they come from federated statistics."""
+    normalisation: tuple[Annotated[tuple[float, ...], Field(min_length=2)], ...] | None = None
+    """Centre and scale of each number feature, where they come from federated statistics; what else ``combat`` has."""
     cohort: tuple[str, ...] = ()
     """For a secure sum: each hospital's signed ``Advert``, sorted by hospital."""
 

@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 
 from cloister_client.connectors.connector import open_records
-from cloister_client.dataset import Dataset, Rows, load_dataset, normalised
+from cloister_client.dataset import Dataset, Rows, load_dataset
 from cloister_client.evaluate import at_a_glance, seen
 from cloister_client.network import Network
 from cloister_client.privacy import Units, most_records, plain
-from cloister_client.site import Site, own_constants
+from cloister_client.site import Site
 from cloister_client.train import train
 from cloister_server import readiness
 from cloister_server.app import Finished, server_app
@@ -38,12 +38,13 @@ from cloister_shared.outcomes.judging import Estimate, judge
 from cloister_shared.outcomes.outcome import Outcome, outcome_of
 from cloister_shared.plan import Mechanism, Privacy, StudyPlan
 from cloister_shared.plan_file import amend
-from cloister_shared.schema import Binary, numbers, plan_constants
+from cloister_shared.schema import Binary
 from cloister_shared.tally import glance
 from cloister_shared.wire import Ticket, TicketHeader
 from cloister_simulations.engines import ENGINES, ready
 from cloister_simulations.grid import Fault
 from cloister_simulations.hospitals import build
+from cloister_simulations.one_place import alone, pooled
 from cloister_simulations.scenario import Scenario
 from cloister_simulations.site_folder import enrol_all
 
@@ -215,12 +216,9 @@ def run_pooled(
     plan: StudyPlan, datasets: Mapping[str, Dataset], arm: Arm, folder: Path, options: Options, notice: Notice
 ) -> Result:
     """All rows in one place: what federation is measured against. As many rows a step as all hospitals together."""
-    everyone = _concatenated([dataset.train for dataset in datasets.values()])
-    constants = _constants(plan, next(iter(datasets.values())), everyone)
-    columns = next(iter(datasets.values())).columns
-    tests = {site: normalised(dataset.test, columns, constants) for site, dataset in datasets.items()}
+    everyone, tests = pooled(plan, datasets)
     batch = plan.training.batch_size * len(datasets)
-    curve, said = _train_here(plan, normalised(everyone, columns, constants), tests, batch, options.folder, arm, notice)
+    curve, said = _train_here(plan, everyone, tests, batch, options.folder, arm, notice)
     return _result(plan, arm, said, curve)
 
 
@@ -231,10 +229,10 @@ def run_alone(
     said: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
     curves: list[list[dict[str, float]]] = []
     for site, dataset in datasets.items():
-        constants = _constants(plan, dataset, dataset.train)
-        own = normalised(dataset.train, dataset.columns, constants)
-        test = {site: normalised(dataset.test, dataset.columns, constants)}
-        curve, one = _train_here(plan, own, test, plan.training.batch_size, options.folder, arm, lambda *_: None)
+        own, test = alone(plan, dataset)
+        curve, one = _train_here(
+            plan, own, {site: test}, plan.training.batch_size, options.folder, arm, lambda *_: None
+        )
         said |= one
         curves.append(curve)
         notice(arm, plan.seed, plan.rounds * len(said) // len(datasets), curve[-1])
@@ -366,22 +364,6 @@ def _judge(plan: StudyPlan, outcome: Outcome, y: NDArray[np.float64], p: NDArray
 
 
 # --- small things --------------------------------------------------------------------------------------------
-def _constants(plan: StudyPlan, dataset: Dataset, rows: Rows) -> tuple[tuple[float, float], ...]:
-    """Without privacy and in one place, statistics are simply taken; the plan's constants stay the plan's."""
-    if plan.normalisation.method == "plan":
-        return tuple(plan_constants(feature) for feature in numbers(plan.table))
-    at = [i for i, column in enumerate(dataset.columns) if column.kind == "number" and not column.absent]
-    return own_constants(rows, at)
-
-
-def _concatenated(parts: Sequence[Rows]) -> Rows:
-    offset, patients = 0, list[NDArray[np.int64]]()
-    for part in parts:
-        patients.append(part.patients + offset)
-        offset += int(part.patients.max(initial=-1)) + 1
-    return Rows(torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts]), np.concatenate(patients))
-
-
 def _mean_metrics(plan: StudyPlan, found: Iterable[Mapping[str, float | None]]) -> dict[str, float]:
     """Mean over hospitals of what they reported."""
     seen: dict[str, list[float]] = {}

@@ -33,6 +33,9 @@ class GeneratedEhr(BaseModel):
     """Sd, between hospitals, of each quantity's mean, in units of that quantity's own sd."""
     missing: Share = 0.08
     """Share of laboratory values that are absent; each hospital's own share lies between 0 and twice this."""
+    site_effects: Annotated[float, Field(ge=0, le=3)] = 0.0
+    """Sd, between hospitals, of what each one's instruments add to a vital sign or laboratory value, in units of that
+    quantity's own sd; half of it is that of the logarithm of what they multiply its spread by. No risk hangs on it."""
 
 
 @dataclass(frozen=True)
@@ -92,16 +95,26 @@ def generated_ehr(source: GeneratedEhr) -> Iterator[Hospital]:
     shifts = {name: rng.normal(0, source.feature_shift, source.sites) for name in _QUANTITIES}
     constants = rng.normal(0, source.label_shift, source.sites)
     rates = source.missing * rng.uniform(0, 2, source.sites)
+    instruments = np.random.default_rng([source.seed, 1])  # its own, so that who the patients are does not change
     first = 1
     for at, site in enumerate(invented_names(source.sites)):
         patients = least + sizes[at]
         table = _patients_of(rng, patients, first, {name: shift[at] for name, shift in shifts.items()})
         risk = 1 / (1 + np.exp(-log_odds(table) - constants[at]))
         table["deteriorated"] = (rng.random(len(table)) < risk).astype(int)
+        _measured(instruments, table, source.site_effects)
         gaps = rng.random((len(table), len(_LABS))) < rates[at]
         table[list(_LABS)] = table[list(_LABS)].mask(gaps)
         yield _recorded(site, table, at)
         first += patients
+
+
+def _measured(rng: np.random.Generator, table: Frame, effects: float) -> None:
+    """What this hospital's instruments make of its patients' true values."""
+    for name, quantity in (_VITALS | _LABS).items():
+        added, times = rng.normal(0, effects), np.exp(rng.normal(0, effects / 2))
+        if effects:
+            table[name] = quantity.value(quantity.score(table[name].to_numpy()) * times + added)
 
 
 def _patients_of(rng: np.random.Generator, patients: int, first: int, shift: dict[str, float]) -> Frame:

@@ -336,3 +336,38 @@ def test_attributions_add_up_to_what_the_score_moved(hospital, release):
     base = released.network.output(released.train.x.mean(dim=0, keepdim=True))[:, 0]
     moved = (released.network.output(released.scaled(rows))[:, 0] - base).numpy()
     assert explain.of_rows(released, rows).sum(axis=1) == pytest.approx(moved, abs=0.02)
+
+
+# --- harmonised numbers -------------------------------------------------------------------------------------
+@pytest.mark.parametrize("took_part", [True, False])
+def test_a_hospitals_own_effects_stay_there_and_where_none_are_known_it_is_said(hospital, took_part):
+    plan = a_plan("quantity", normalisation={"method": "combat"})
+    model = initial_model(plan)
+    key, constants = new_identity(hospital / "signing.key"), ((60.0, 10.0), (75.0, 9.0))
+    vector = gathered(model, layout_of(plan, model).shared)
+    model_file.write(hospital / "model", plan, vector, constants, key, at=2, metrics={}, metrics_of="Invented")
+    state = hospital / "state"
+    state.mkdir()
+    if took_part:  # a hundred patients of 65 years and of 80 kg, of the common spread
+        told = {"count": 100.0, "sum age": 100 / 46, "sum weight": -100 * 60 / 110}
+        told |= {
+            "square age": 99 * (10 / 46) ** 2 + 100 / 46**2,
+            "square weight": 99 * (9 / 110) ** 2 + 100 * (6 / 11) ** 2,
+        }
+        (state / f"{plan.digest}.moments.json").write_text(json.dumps(told))
+    found = model_file.read(hospital / "model", {"consortium": key.public})
+    released = open_released(found, hospital / "site.yaml", state)
+    rows = read_new(hospital / "new.csv", hospital / "site.yaml", plan.table)
+    assert "what each hospital adds to them and multiplies" in (hospital / "model" / "MODEL_CARD.md").read_text()
+    said = " ".join(told_of(released, rows, hospital / "out.csv"))
+    notes = {line["note"] for line in lines(hospital / "out.csv")}
+    assert ("Not harmonised: this hospital has no sums" in said, notes) == (
+        (False, {""}) if took_part else (True, {"not harmonised"})
+    )
+    age = (rows.x[:, 0].numpy() - 60) / 10
+    shift = age - released.scaled(rows)[:, 0].numpy()
+    assert shift == pytest.approx(0.5 if took_part else 0.0, abs=0.05)  # shrunk to what weight has: 5/9
+
+
+def told_of(released, rows, out):
+    return told(released, predict(released, rows, out))
