@@ -31,13 +31,14 @@ from cloister_client.egress import Egress
 from cloister_client.fleet import HEARTBEAT, Fleet, Instruction, RunOver, side_by_side
 from cloister_client.ledger import settle
 from cloister_client.membership import consortium_of, site_of
-from cloister_client.objects import Contents, Parcel, contents, error_reply
+from cloister_client.objects import Contents, contents, error_reply
 from cloister_client.offers import news_in, study_folder
 from cloister_client.patience import LONGEST, Patience, Stopped, try_disk
 from cloister_client.sandbox import unseen
 from cloister_client.trainer import PROGRAM, Trainer
 from cloister_shared import memory
 from cloister_shared.errors import CloisterError, Fault, Refusal, TicketRefused, TrainingLost
+from cloister_shared.parcel import Parcel
 from cloister_shared.wire import FAILED, REFUSED
 
 log = logging.getLogger("cloister.agent")

@@ -22,8 +22,8 @@ from cloister_shared.console import extras_named, one_core
 from cloister_shared.errors import CloisterError, ConsentRefused
 
 if TYPE_CHECKING:
-    from cloister_client.objects import Parcel
     from cloister_client.site import Site
+    from cloister_shared.parcel import Parcel
 
 log = logging.getLogger("cloister.child")
 

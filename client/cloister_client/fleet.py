@@ -52,11 +52,11 @@ from google.protobuf.message import DecodeError
 
 from cloister_client.https import Answer, Https
 from cloister_client.membership import consortium_of, site_of
-from cloister_client.objects import Parcel, name_of, names
 from cloister_client.outage import lost, refused, unable
 from cloister_client.proxy import proxy_to
 from cloister_shared.certificates import client_context, public_key, read_key
 from cloister_shared.errors import CloisterError, EnrolmentRefused, KeyBroken, LinkLost, TicketRefused, VersionRefused
+from cloister_shared.parcel import Parcel, name_of, names
 from cloister_shared.versions import spoken
 
 FLOWER = "1.41.0"

@@ -1,66 +1,23 @@
-"""A Flower message as the objects that travel: each a piece of bytes whose name is its SHA-256.
+"""A message as the objects of its parcel, opened by a hospital that trusts nobody.
 
-The root is the message, its children the records, arrays and chunks of 5 MiB. What arrives is built up again out of
-six kinds of plain values, and nothing else; nothing here imports, unpickles or runs what it is given.
+What arrives is built up again out of six kinds of plain values, and nothing else; nothing here imports, unpickles or
+runs what it is given.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.common.serde import message_from_proto
-from flwr.common.serde_utils import error_to_proto, metadata_to_proto
 from flwr.proto.message_pb2 import Message as MessageProto
-from flwr.proto.message_pb2 import ObjectTree
-from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 
 from cloister_shared.errors import TicketRefused
-
-CHUNK = 5 * 2**20
-"""Octets of an array in one object, as Flower cuts it."""
-
-
-@dataclass(frozen=True)
-class Parcel:
-    """A message ready to be sent: what Flower wants to be told of it, and its objects."""
-
-    message: bytes
-    """Flower's protobuf, without the content."""
-    tree: bytes
-    """Flower's protobuf of which object is part of which."""
-    objects: dict[str, bytes]
-
-    @property
-    def root(self) -> str:
-        """The name of the message itself, which all its content follows from."""
-        return ObjectTree.FromString(self.tree).object_id
-
-    @property
-    def size(self) -> int:
-        """Octets of all its objects."""
-        return sum(map(len, self.objects.values()))
-
-
-def name_of(content: bytes) -> str:
-    """The name of an object: its SHA-256, in hex."""
-    return hashlib.sha256(content).hexdigest()
-
-
-def names(tree: ObjectTree) -> list[str]:
-    """The objects of a tree, each once."""
-    found, waiting = dict[str, None](), [tree]
-    while waiting:
-        node = waiting.pop()
-        if node.object_id not in found:
-            found[node.object_id] = None
-            waiting += node.children
-    return list(found)
+from cloister_shared.parcel import Packing, Parcel, name_of
 
 
 # --- what arrives -------------------------------------------------------------------------------------------
@@ -121,58 +78,15 @@ def deflated(reply: Message, to: Message) -> Parcel:
     So one whose way was cut off can be sent again, by an agent that started anew, and is still one reply.
     """
     reply.metadata.created_at, reply.metadata.ttl = to.metadata.created_at, to.metadata.ttl
-    packed = _Packed()
-    children = [_packed_content(packed, reply.content)] if reply.has_content() else []
-    metadata = metadata_to_proto(reply.metadata)
-    metadata.message_id = ""
-    error = error_to_proto(reply.error) if reply.has_error() else None
-    said = MessageProto(metadata=metadata, error=error)
-    root = packed.put("Message", children, said.SerializeToString(deterministic=True))
-    said.metadata.message_id = root
-    if error is None:
-        said.content.CopyFrom(RecordDictProto())
-    return Parcel(said.SerializeToString(), packed.trees[root].SerializeToString(), packed.objects)
+    packing = Packing()
+    said, tree = packing.message(reply)
+    return Parcel(said.SerializeToString(), tree.SerializeToString(), packing.objects)
 
 
 def error_reply(message: bytes, code: int, reason: str) -> Parcel:
     """The reply that there is no work, to a message in Flower's protobuf."""
     asked = message_from_proto(MessageProto.FromString(message))
     return deflated(Message(Error(code=code, reason=reason), reply_to=asked), asked)
-
-
-@dataclass
-class _Packed:
-    objects: dict[str, bytes] = field(default_factory=dict[str, bytes])
-    trees: dict[str, ObjectTree] = field(default_factory=dict[str, ObjectTree])
-
-    def put(self, kind: str, parts: Sequence[str], body: bytes | memoryview) -> str:
-        """Make an object of its parts and body; its name. The large ones are copied once."""
-        parts = list(dict.fromkeys(parts))
-        content = b"".join((f"{kind} {','.join(parts)} {len(body)}\0".encode("ascii"), body))
-        name = name_of(content)
-        self.objects[name] = content
-        self.trees[name] = ObjectTree(object_id=name, children=[self.trees[part] for part in parts])
-        return name
-
-
-def _packed_content(packed: _Packed, content: RecordDict) -> str:
-    parts: dict[str, str] = {}
-    for key, record in content.items():
-        if isinstance(record, ArrayRecord):
-            arrays = {name: _packed_array(packed, array) for name, array in record.items()}
-            parts[key] = packed.put("ArrayRecord", [*arrays.values()], json.dumps(arrays).encode())
-        else:
-            _, _, body = record.deflate().partition(b"\x00")
-            parts[key] = packed.put(type(record).__name__, [], body)
-    return packed.put("RecordDict", [*parts.values()], json.dumps(parts).encode())
-
-
-def _packed_array(packed: _Packed, array: Array) -> str:
-    data = memoryview(array.data)
-    chunks = [packed.put("ArrayChunk", [], data[at : at + CHUNK]) for at in range(0, len(data), CHUNK)]
-    first = {name: at for at, name in enumerate(dict.fromkeys(chunks))}
-    said = {"dtype": array.dtype, "shape": array.shape, "stype": array.stype}
-    return packed.put("Array", chunks, json.dumps({**said, "arraychunk_ids": [first[c] for c in chunks]}).encode())
 
 
 # --- what is in a reply, without its values -----------------------------------------------------------------

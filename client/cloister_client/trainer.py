@@ -21,8 +21,8 @@ from pathlib import Path
 
 from cloister_client.channel import Frame, receive, send
 from cloister_client.child import OUT_OF_MEMORY
-from cloister_client.objects import Parcel
 from cloister_shared.errors import ConsentRefused, TrainingLost
+from cloister_shared.parcel import Parcel
 
 log = logging.getLogger("cloister.agent")
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cloister_server.folder import open_consortium, server_tls, split
-from cloister_shared import durable, memory
+from cloister_shared import durable
 
 log = logging.getLogger("cloister.coordinator")
 
@@ -148,7 +148,6 @@ def main() -> None:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    memory.keep()
     lifeline()
     name, folder, *rest = sys.argv[1:]
     match name:

@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING
 from flwr.app import ArrayRecord, Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.common.constant import ErrorCode
-from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import PullMessagesResponse
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
 from flwr.supercore.run import Run
 
 from cloister_server.link.inflate import Reader
 from cloister_server.link.letters import Letter
 from cloister_server.link.served import served_for
 from cloister_shared.errors import LinkLost
+from cloister_shared.parcel import Packing, names
 
 if TYPE_CHECKING:
     from cloister_server.link.state import Link
@@ -89,20 +88,16 @@ class LinkGrid(Grid):
         self._check()
         for name in list(self._sent):
             self._drop(name)
-        with no_object_id_recompute():
-            letters, objects = list[Letter](), {}
-            for message in messages:
-                message.metadata.__dict__["_message_id"] = message.object_id
-                parts = get_all_nested_objects(message)
-                objects |= parts
-                told = PullMessagesResponse(
-                    messages_list=[message_to_proto(remove_content_from_message(message))],
-                    message_object_trees=[get_object_tree(message)],
-                )
-                node = message.metadata.dst_node_id
-                letters.append(Letter(node, message.object_id, told.SerializeToString(), list(parts)))
-                self._sent[message.object_id] = message.metadata, SLACK + 8 * _octets(message)
-            self._link.letters.post(self._run.run_id, letters, {name: part.deflate for name, part in objects.items()})
+        packing, letters = Packing(), list[Letter]()
+        for message in messages:
+            said, tree = packing.message(message)
+            name, node = tree.object_id, message.metadata.dst_node_id
+            message.metadata.__dict__["_message_id"] = name
+            told = PullMessagesResponse(messages_list=[said], message_object_trees=[tree])
+            letters.append(Letter(node, name, told.SerializeToString(), names(tree)))
+            self._sent[name] = message.metadata, SLACK + 8 * _octets(message)
+        self._link.letters.post(self._run.run_id, letters, packing.objects)
+        del packing  # a model's octets once more
         with self._link.state.session():
             stored = [self._link.state.store_message_ins(remove_content_from_message(message)) for message in messages]
         if messages and not any(stored) and not self._link.runs(self._run.run_id):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -42,8 +42,8 @@ class Letters:
         folder.mkdir(exist_ok=True)
 
     # --- to a hospital ---------------------------------------------------------------------------------------
-    def post(self, run: int, letters: Iterable[Letter], contents: Mapping[str, Callable[[], bytes]]) -> None:
-        """Lay down letters, each whole or not at all; what several of them hold is made and written once."""
+    def post(self, run: int, letters: Iterable[Letter], contents: Mapping[str, bytes]) -> None:
+        """Lay down letters, each whole or not at all; what several of them hold is written once."""
         written = dict[str, Path]()
         for letter in letters:
             place = self._place(run, "to", letter.node, letter.message)
@@ -53,7 +53,7 @@ class Letters:
                 if name in written:
                     os.link(written[name], building / name)
                 else:
-                    (building / name).write_bytes(contents[name]())
+                    (building / name).write_bytes(contents[name])
                     written[name] = place / name
             (building / "pulled").write_bytes(letter.pulled)
             building.rename(place)

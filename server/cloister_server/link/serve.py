@@ -120,6 +120,7 @@ def serve_rounds(folder: Path, host: str, port: int, processes: int = 2) -> None
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    memory.keep()
     with served.alone(folder / "link"):
         # All listen before anybody is served, or whoever comes back first would stay with the first of them.
         sockets = [_listening(host, port) for _ in range(processes)]

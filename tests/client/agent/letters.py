@@ -7,7 +7,8 @@ from flwr.app import RecordDict
 from flwr.app.message import make_message
 from flwr.app.metadata import Metadata
 
-from cloister_client.objects import Parcel, deflated
+from cloister_client.objects import deflated
+from cloister_shared.parcel import Parcel
 from cloister_shared.wire import TicketHeader, pack, pack_vectors
 
 

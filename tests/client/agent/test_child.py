@@ -14,8 +14,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.common.serde import message_from_proto
 from flwr.proto.message_pb2 import Message as MessageProto
 
-from cloister_client.objects import Parcel, contents, inflated
+from cloister_client.objects import contents, inflated
 from cloister_shared.errors import ConsentRefused, TrainingLost
+from cloister_shared.parcel import Parcel
 from cloister_shared.wire import FAILED, REFUSED, unpack_reply
 
 from .letters import asked, message, parts

@@ -15,9 +15,10 @@ from flwr.superlink.routers.fleet.router import router
 from cloister_client import fleet
 from cloister_client.agent import _Agent
 from cloister_client.fleet import Fleet, Instruction, side_by_side
-from cloister_client.objects import Parcel, deflated, inflated
+from cloister_client.objects import deflated, inflated
 from cloister_client.patience import Patience
 from cloister_shared.errors import TrainingLost, VersionRefused
+from cloister_shared.parcel import Parcel
 from cloister_shared.wire import FAILED, REFUSED, ReplyHeader, TicketHeader, pack, pack_vectors
 
 from .letters import message
