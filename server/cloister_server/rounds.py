@@ -1,19 +1,20 @@
 """One round, top to bottom: invite, send, collect, unmask, step, record.
 
 Replies are added up as they come, into one vector; the model itself stands on disk meanwhile. So a round needs
-the memory of one sum and one reply, however many hospitals answer.
+the memory of one sum and two replies, however many hospitals answer.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TypeVar
 
 import numpy as np
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from cloister_server.secure import MaskedTotal
@@ -29,6 +30,9 @@ from cloister_shared.tally import kind_of
 from cloister_shared.wire import Ticket, TicketHeader, pack, pack_vectors, unpack_reply
 
 Who = TypeVar("Who", int, str)
+
+_LARGE = 2**20
+"""Octets of a reply from which on checking it takes longer than handing it to a thread."""
 
 KINDS = {"statistics": "query.statistics", "train": "train", "evaluate": "evaluate"}
 
@@ -98,6 +102,7 @@ def secure_mean(study: Study, number: int, grid: Grid) -> Mean:
     total = MaskedTotal(plan, study.layout, study.roster, asked)
     if not total.restore(study.store.load_collected()):
         sent = send(study, asked, grid, KINDS[kind_of(plan, number)])
+        del asked  # the model is on disk
         rejected = collect(grid, sent, wait, lambda site, message: total.add(site, unpack_reply(message.content)))
         total.close(rejected)
         study.store.save_collected(*total.collected())
@@ -172,23 +177,57 @@ def collect(
     Returns who gave no valid reply, and why: an error, a reply that ``accept`` rejects, or silence.
     """
     waiting, rejected, waited = dict(sent), dict[Who, str](), 0.0
-    while waiting and waited < timeout:
-        arrived, began = False, time.monotonic()
-        for message in grid.pull_messages(list(waiting)):
-            arrived = True
-            who = waiting.pop(message.metadata.reply_to_message_id)
-            if message.has_error():
-                rejected[who] = message.error.reason or f"error {message.error.code}"
-            else:
-                try:
-                    accept(who, message)
-                except ReplyRejected as odd:
-                    rejected[who] = str(odd)
-            del message  # before the next one is pulled, so that one reply is held at a time
-        if not arrived:
-            time.sleep(0.01)
-            waited += time.monotonic() - began
+
+    def take(who: Who, message: Message) -> None:
+        if message.has_error():
+            rejected[who] = message.error.reason or f"error {message.error.code}"
+            return
+        try:
+            accept(who, message)
+        except ReplyRejected as odd:
+            rejected[who] = str(odd)
+
+    with _Beside() as beside:
+        while waiting and waited < timeout:
+            arrived, began = False, time.monotonic()
+            for message in grid.pull_messages(list(waiting)):
+                arrived = True
+                beside.run(partial(take, waiting.pop(message.metadata.reply_to_message_id), message), _octets(message))
+                del message
+            if not arrived:
+                time.sleep(0.01)
+                waited += time.monotonic() - began
     return rejected | dict.fromkeys(waiting.values(), f"no answer within {timeout:g} s")
+
+
+class _Beside:
+    """One thing at a time beside the caller, if it is large: a reply is checked while the next one is read."""
+
+    def __init__(self) -> None:
+        self._pool, self._last = ThreadPoolExecutor(1), Future[None]()
+        self._last.set_result(None)
+
+    def __enter__(self) -> _Beside:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+        self._last.result()
+
+    def run(self, work: Callable[[], None], size: int) -> None:
+        """Do it when the one before is done; at once if it is small, since a thread takes longer than that."""
+        self._last.result()
+        if size < _LARGE:
+            work()
+        else:
+            self._last = self._pool.submit(work)
+
+
+def _octets(message: Message) -> int:
+    if message.has_error():
+        return 0
+    records = [record for record in message.content.values() if isinstance(record, ArrayRecord)]
+    return sum(len(array.data) for record in records for array in record.values())
 
 
 def step(study: Study, number: int, mean: Mean) -> Checkpoint:
