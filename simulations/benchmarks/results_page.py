@@ -29,15 +29,15 @@ HEAD = """# What the tasks reach
 
 Each row is one scenario that comes with Cloister, run by the command beside it. **Pooled** is trained on all hospitals'
 records in one place, **alone** is each hospital's own model on its own patients, **federated** is trained without
-records that leave, and **private** is that with differential privacy at the epsilon shown; the latter two are under the
-secure sum. Values are of held-out records of all hospitals together, with their 95 % intervals, over the scenario's
-seeds. Sites that a scenario's first lines call proxies are no real hospitals.
+records that leave, and **private** is that with differential privacy, at each epsilon (ε) that the scenario names; the
+latter two are under the secure sum. Values are of held-out records of all hospitals together, with their 95 %
+intervals, over the scenario's seeds. Sites that a scenario's first lines call proxies are no real hospitals.
 
 This page is written by `make results`; the test of each scenario is a smaller run of the same.
 
 """
-ARMS = ("pooled", "alone", "federated", "private")
-COLUMNS = ("scenario", "what it learns", "measure", *ARMS, "epsilon", "command")
+ARMS = ("pooled", "alone", "federated")
+COLUMNS = ("scenario", "what it learns", "measure", *ARMS, "private", "command")
 
 
 def main() -> None:
@@ -77,17 +77,18 @@ def row(scenario: Scenario, lines: list[dict[str, Any]]) -> str:
     """One line of the table."""
     plan = scenario.plan
     headline = outcome_of(plan.table).headline
-    found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
-    for line in lines:
-        if line["of"] == "all hospitals":
-            found[line["arm"].partition("-")[0]].append(line)
-    epsilon = max((line["epsilon"] for line in found["private"] if line["epsilon"]), default=None)
+    whole = [line for line in lines if line["of"] == "all hospitals"]
+    private = dict.fromkeys(line["arm"] for line in whole if line["arm"].startswith("private"))
+
+    def reached(arm: str) -> str:
+        return value([line["metrics"].get(headline) for line in whole if line["arm"] == arm])
+
     cells = [
         scenario.name,
         f"{predicts(plan.table)}; {plan.task.name}{_model(plan)}",
         title(headline),
-        *(value([line["metrics"].get(headline) for line in found[arm]]) for arm in ARMS),
-        f"{epsilon:.2f}" if epsilon else "–",
+        *map(reached, ARMS),
+        "<br>".join(f"ε {arm.partition('-')[2]}: {reached(arm)}" for arm in private) or "–",
         f"`cloister-sim run {scenario.name}`",
     ]
     return _line(cells)
