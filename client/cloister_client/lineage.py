@@ -38,9 +38,7 @@ class Lineage:
 
 def facts_of(plan: StudyPlan, dataset: Dataset) -> Facts:
     """What the record keeps of a plan, as it is at this hospital."""
-    terms, rows = plan.privacy, dataset.train
-    units = len(np.unique(rows.patients)) if terms.unit == "patient" else len(rows)
-    sampled = plan.private and terms.unit != "site" and plan.training.batch_size < units
+    terms = plan.privacy
     return Facts(
         plan=plan.digest,
         study=plan.study,
@@ -51,7 +49,6 @@ def facts_of(plan: StudyPlan, dataset: Dataset) -> Facts:
         epsilon=terms.epsilon if plan.private else None,
         delta=terms.delta if plan.private else None,
         shared=plan.shared_noise,
-        by_count=sampled and plan.training.sample_rate is None,
         exact=plan.evaluation.epsilon_share is None,
         readiness=plan.readiness is not None,
     )

@@ -52,8 +52,6 @@ class Facts:
     delta: float | None
     shared: bool
     """Whether the hospitals share the noise."""
-    by_count: bool
-    """Whether a step draws patients with a chance that follows from how many there are."""
     exact: bool
     """Whether metrics of held-out rows leave without noise, in every round."""
     readiness: bool = False

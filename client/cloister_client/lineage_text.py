@@ -146,12 +146,6 @@ def _notes(answer: Answer) -> list[str]:
             "A model that was trained keeps what it learned; ask the consortium to withdraw it, or to train anew"
             " without these patients."
         )
-    for trace in answer.used:
-        if trace.state == "running" and trace.trained and trace.facts.by_count:
-            notes.append(
-                f"{_named(trace)} draws each patient with a chance that follows from how many there are. Without these"
-                " it is another than was approved: its rounds are refused here until a new version is approved."
-            )
     for trace in answer.traces:
         if not trace.known:
             notes.append(f"{_named(trace)} ({trace.facts.plan[:12]}) names no table.patient_id: nobody can be traced.")

@@ -159,15 +159,17 @@ def _augmented(plan: StudyPlan) -> tuple[int, Augmentation]:
     return terms.copies, task.augmentation(plan.table, terms)
 
 
-def plan_cost(plan: StudyPlan, dataset: Dataset) -> Cost:
+def plan_cost(plan: StudyPlan, dataset: Dataset, records: int | None = None) -> Cost:
     """What the whole of a private plan costs a hospital's patients: what is reserved before round 1.
+
+    ``records``: the most that one patient has, where it is known.
 
     Raises:
         BudgetExceeded: no noise keeps it within the plan's epsilon.
     """
     target, delta = promise(plan)
     units = Units.of(dataset.train, plan.privacy.unit or "record")
-    records = most_records(dataset)
+    records = records or most_records(dataset)
     whole = tuple(merged(in_patients(event, plan, records) for event in charges(plan, len(units))))
     # A plan in another unit promises its epsilon to that unit; what it costs a patient is another number.
     limit = target if plan.privacy.unit == "patient" else epsilon(whole, delta)

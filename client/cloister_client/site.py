@@ -299,7 +299,7 @@ class Site:
         if self.plan.privacy.unit == "site":  # the noise is on the update, not on its steps
             return replace(self._plain(rows, ticket), event=training_event(self.plan, 1))
         if self._private is None:
-            event = training_event(self.plan, len(Units.of(rows, self.plan.privacy.unit or "record")))
+            event = training_event(self._priced, len(Units.of(rows, self.plan.privacy.unit or "record")))
             self._private = dp_sgd(self.network.model, self.network.objective, rows, self.plan, event, self._bytes)
         return self._private
 
@@ -389,11 +389,31 @@ class Site:
 
     @cached_property
     def _cost(self) -> Cost:
-        return plan_cost(self.plan, self.dataset)
+        return replace(plan_cost(self._priced, self.dataset, self._most_records), plan=self._digest)
+
+    @cached_property
+    def _reserved(self) -> tuple[Event, ...]:
+        """The charges that this plan was reserved with before, if it was."""
+        assert self.ledger is not None
+        return next((one.charges for one in self.ledger.reservations() if one.plan == self._digest), ())
+
+    @cached_property
+    def _priced(self) -> StudyPlan:
+        """The plan with the chance of a draw as it was reserved, however many withdrew since.
+
+        What a draw costs follows from chance and noise alone, not from how many others there are.
+        """
+        rates = [event.sample_rate for event in self._reserved if event.purpose == "training"]
+        if not rates or self.plan.training.sample_rate or self.plan.privacy.unit == "site":
+            return self.plan
+        return self.plan.model_copy(
+            update={"training": self.plan.training.model_copy(update={"sample_rate": rates[0]})}
+        )
 
     @cached_property
     def _most_records(self) -> int:
-        return most_records(self.dataset)
+        """Of one patient; no fewer than were reserved for, though that patient be gone."""
+        return max([most_records(self.dataset), *(event.records for event in self._reserved)])
 
     def _bytes(self, count: int) -> bytes:
         return self._entropy(count)

@@ -664,4 +664,15 @@ def test_a_quote_that_was_approved_for_other_rows_is_refused(open_site, plan_wit
     assert Site(plan, site.dataset, tmp_path / "st-marys", approved=approved).enrol()
     other = replace(site.dataset, train=rows(30))
     with pytest.raises(TicketRefused, match=r"is not what was approved|with other charges"):
-        Site(plan, other, tmp_path / "st-marys", approved=approved).enrol()
+        Site(plan, other, tmp_path / "another", approved=approved).enrol()
+
+
+def test_what_was_reserved_holds_when_there_are_other_rows(open_site, plan_with, rows, tmp_path):
+    plan = plan_with(dp=True)
+    site = open_site(plan)
+    before = Site(plan, site.dataset, tmp_path / "st-marys")
+    before.enrol()
+    after = Site(plan, replace(site.dataset, train=rows(30)), tmp_path / "st-marys")
+    after.enrol()
+    assert after._cost == before._cost
+    assert plan_cost(plan, after.dataset) != before._cost
