@@ -131,7 +131,8 @@ class _Agent:
         over = set(filter(self._over, approved))
         given_back = 0
         while not self.stop.wait(_LOOK):
-            last = max(self._asked.values(), default=0)
+            with self._lock:
+                last = max(self._asked.values(), default=0)
             if last > given_back and not self._waiting and time.time_ns() - last > _REST * 1e9:
                 given_back = last
                 memory.give_back()

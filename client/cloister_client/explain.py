@@ -19,7 +19,6 @@ from torch import Tensor
 from cloister_client.dataset import NewRows
 from cloister_client.released import Released
 from cloister_shared import durable
-from cloister_shared.errors import Refusal
 from cloister_shared.schema import Classes, Effect, Itself, Schema, TextFeature, VectorFeature, blocks, columns
 
 STEPS, SHUFFLES, AT_ONCE = 32, 5, 256
@@ -40,10 +39,7 @@ def groups(schema: Schema) -> dict[str, list[int]]:
 
 def of_rows(released: Released, rows: NewRows) -> NDArray[np.float64]:
     """How much each feature moved each row's score away from that of the mean training row, [n, features]."""
-    try:
-        from captum.attr import FeatureAblation, IntegratedGradients
-    except ModuleNotFoundError:
-        raise Refusal("captum is not installed here.", mend="Install cloister[export] in the agent's place.") from None
+    from captum.attr import FeatureAblation, IntegratedGradients
 
     schema, x = released.plan.table, released.scaled(rows)
     parts, model = groups(schema), released.network.model.eval()

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from textwrap import wrap
 
+from cloister_shared.console import extras_named
 from cloister_shared.errors import CloisterError
 
 _WIDTH, _WHAT = 100, 22
@@ -49,7 +50,8 @@ def fails(what: str, found: str, mend: str) -> Finding:
 def tried(what: str, work: Callable[[], Finding | str]) -> Finding:
     """What ``work`` finds; an error of ours is what fails, in its own words."""
     try:
-        found = work()
+        with extras_named():
+            found = work()
         return ok(what, found) if isinstance(found, str) else found
     except CloisterError as error:
         return fails(what, error.said, error.mend)

@@ -18,7 +18,7 @@ from cloister_client.combat import checked, effects, inputs, sent
 from cloister_client.consent import consent
 from cloister_client.dataset import Dataset, Rows
 from cloister_client.evaluate import at_a_glance, in_full, seen
-from cloister_client.ledger import Cost, Ledger, Release
+from cloister_client.ledger import Ledger
 from cloister_client.lineage import Lineage
 from cloister_client.network import Network
 from cloister_client.own_model import OwnModel
@@ -26,18 +26,17 @@ from cloister_client.privacy import (
     Mechanism,
     Units,
     dp_sgd,
-    most_records,
     noisy,
     plain,
-    plan_cost,
     ring_spread,
     with_its_part,
 )
 from cloister_client.secure import SecureSum
+from cloister_client.spending import Spending
 from cloister_client.statistics import noisy_readiness, noisy_risks, noisy_statistics
 from cloister_client.train import sgd, train
 from cloister_shared.budget import Event
-from cloister_shared.charges import evaluation_event, in_patients, readiness_event, statistics_event, training_event
+from cloister_shared.charges import evaluation_event, readiness_event, statistics_event, training_event
 from cloister_shared.combat import Constants
 from cloister_shared.envelope import read_identity, read_roster
 from cloister_shared.errors import TicketRefused, UpdateRefused
@@ -94,6 +93,7 @@ class Site:
         folder.mkdir(parents=True, exist_ok=True)
         self.answers, self.local = Answers(folder), LocalState(folder)
         self.ledger = Ledger(ledger or folder / "ledger.sqlite", population) if plan.private else None
+        self.spending = Spending(plan, dataset, self.ledger) if self.ledger else None
         self.folder, self.noise_seed, self.approved, self.lineage = folder, noise_seed, approved, lineage
         self._entropy: Entropy = keystream()
         self._constants: Constants | None = None
@@ -126,8 +126,8 @@ class Site:
             event = training_event(self.plan, 1)
             for sites in (self.plan.cohort.min_sites, self.plan.cohort.max_sites):
                 ring_spread(self.plan, event, sites, self.layout.size)
-        if self.ledger:
-            self.ledger.reserve(self._cost, approved=self.approved)
+        if self.spending:
+            self.spending.reserve(self.approved)
         return ReplyHeader(run="enrol", round=0, site=self.name, layout=self.layout.digest)
 
     def advertise(self, ticket: Ticket) -> Reply:
@@ -138,7 +138,7 @@ class Site:
 
     def readiness(self, ticket: Ticket) -> Reply:
         """What this hospital's records hold, under noise of its own: told by itself, so no mask hides it."""
-        if (seen := self.dataset.coverage) is None:
+        if (coverage := self.dataset.coverage) is None:
             raise TicketRefused("The plan does not ask for readiness.", mend="Correct the coordinator.")
         event = readiness_event(self.plan)
 
@@ -146,7 +146,7 @@ class Site:
             if event:
                 self._commit(ticket, event)
             self._uses(ticket)
-            found = noisy_readiness(seen, self.plan, self._draw_from(ticket, "readiness"))
+            found = noisy_readiness(coverage, self.plan, self._draw_from(ticket, "readiness"))
             # Not self._reply, which tells how many training rows there are.
             return Reply(ReplyHeader(run=ticket.header.run, round=0, site=self.name, metrics=found))
 
@@ -299,7 +299,8 @@ class Site:
         if self.plan.privacy.unit == "site":  # the noise is on the update, not on its steps
             return replace(self._plain(rows, ticket), event=training_event(self.plan, 1))
         if self._private is None:
-            event = training_event(self._priced, len(Units.of(rows, self.plan.privacy.unit or "record")))
+            assert self.spending is not None
+            event = self.spending.training(len(Units.of(rows, self.plan.privacy.unit or "record")))
             self._private = dp_sgd(self.network.model, self.network.objective, rows, self.plan, event, self._bytes)
         return self._private
 
@@ -377,43 +378,13 @@ class Site:
         return self.secure.mask(ticket, reply) if self.secure else reply
 
     def _commit(self, ticket: Ticket, event: Event) -> None:
-        assert self.ledger is not None  # a private plan has one
-        paid = in_patients(event, self.plan, self._most_records)
-        release = Release(self._digest, ticket.header.run, ticket.header.round, ticket.digest, paid)
-        self.ledger.commit(release, epsilon=self._cost.epsilon, delta=self._cost.delta)
+        assert self.spending is not None  # a private plan has it
+        self.spending.commit(ticket, event)
 
     def _uses(self, ticket: Ticket) -> None:
         """After the commitment, which may be refused, and before there is anything that could leave."""
         if self.lineage:
             self.lineage.uses(ticket.header.round)
-
-    @cached_property
-    def _cost(self) -> Cost:
-        return replace(plan_cost(self._priced, self.dataset, self._most_records), plan=self._digest)
-
-    @cached_property
-    def _reserved(self) -> tuple[Event, ...]:
-        """The charges that this plan was reserved with before, if it was."""
-        assert self.ledger is not None
-        return next((one.charges for one in self.ledger.reservations() if one.plan == self._digest), ())
-
-    @cached_property
-    def _priced(self) -> StudyPlan:
-        """The plan with the chance of a draw as it was reserved, however many withdrew since.
-
-        What a draw costs follows from chance and noise alone, not from how many others there are.
-        """
-        rates = [event.sample_rate for event in self._reserved if event.purpose == "training"]
-        if not rates or self.plan.training.sample_rate or self.plan.privacy.unit == "site":
-            return self.plan
-        return self.plan.model_copy(
-            update={"training": self.plan.training.model_copy(update={"sample_rate": rates[0]})}
-        )
-
-    @cached_property
-    def _most_records(self) -> int:
-        """Of one patient; no fewer than were reserved for, though that patient be gone."""
-        return max([most_records(self.dataset), *(event.records for event in self._reserved)])
 
     def _bytes(self, count: int) -> bytes:
         return self._entropy(count)

@@ -14,7 +14,7 @@ from functools import cached_property, partial
 from typing import TypeVar
 
 import numpy as np
-from flwr.app import ArrayRecord, Message
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from cloister_server.secure import MaskedTotal
@@ -27,7 +27,7 @@ from cloister_shared.errors import ReplyRejected
 from cloister_shared.layout import Layout
 from cloister_shared.plan import FedAdam, Scaffold, StudyPlan
 from cloister_shared.tally import kind_of
-from cloister_shared.wire import Ticket, TicketHeader, pack, pack_vectors, unpack_reply
+from cloister_shared.wire import Ticket, TicketHeader, octets_of, pack, pack_vectors, unpack_reply
 
 Who = TypeVar("Who", int, str)
 
@@ -192,7 +192,8 @@ def collect(
             arrived, began = False, time.monotonic()
             for message in grid.pull_messages(list(waiting)):
                 arrived = True
-                beside.run(partial(take, waiting.pop(message.metadata.reply_to_message_id), message), _octets(message))
+                who = waiting.pop(message.metadata.reply_to_message_id)
+                beside.run(partial(take, who, message), octets_of(message))
                 del message
             if not arrived:
                 time.sleep(0.01)
@@ -221,13 +222,6 @@ class _Beside:
             work()
         else:
             self._last = self._pool.submit(work)
-
-
-def _octets(message: Message) -> int:
-    if message.has_error():
-        return 0
-    records = [record for record in message.content.values() if isinstance(record, ArrayRecord)]
-    return sum(len(array.data) for record in records for array in record.values())
 
 
 def step(study: Study, number: int, mean: Mean) -> Checkpoint:

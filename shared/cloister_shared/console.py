@@ -19,6 +19,7 @@ EXTRAS = {
     "dicomweb_client": "imaging",
     "duckdb": "records",
     "fhir": "records",
+    "hl7": "records",
     "monai": "imaging",
     "nibabel": "imaging",
     "onnx": "export",
@@ -28,6 +29,7 @@ EXTRAS = {
     "psycopg": "postgres",
     "pydicom": "imaging",
     "rdkit": "molecules",
+    "sqlalchemy": "records",
     "wfdb": "waveforms",
 }
 """Packages that not everybody installs, by the name that is imported, and the extra of Cloister that brings each."""

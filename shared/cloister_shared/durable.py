@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_octets  # pyright: ignore[reportUnknownVariableType]
 from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType]
 
-from cloister_shared.errors import AlreadyRunning, CheckpointBroken
+from cloister_shared.errors import AlreadyRunning, CheckpointBroken, KeyBroken
 
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -65,6 +65,19 @@ def save_secret(path: Path, text: str) -> None:
     with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
     replace(beside, path)
+
+
+def load_secret(path: Path) -> bytes:
+    """The octets that ``save_secret`` wrote in hex.
+
+    Raises:
+        KeyBroken: others on this machine can read the file.
+        FileNotFoundError: there is none.
+        ValueError: it holds something else; the error may quote it, so let it go no further.
+    """
+    if path.stat().st_mode & 0o077:
+        raise KeyBroken(f"Others on this machine can read {path}.", mend=f"Run chmod 600 {path}.")
+    return bytes.fromhex(path.read_text(encoding="ascii"))
 
 
 @contextmanager

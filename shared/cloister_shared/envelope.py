@@ -72,12 +72,10 @@ def read_identity(path: Path) -> Identity:
         KeyBroken: it is missing, damaged, or others on this machine can read it.
     """
     try:
-        if path.stat().st_mode & 0o077:
-            raise KeyBroken(f"Others on this machine can read {path}.", mend=f"Run chmod 600 {path}.")
-        return Identity(Ed25519PrivateKey.from_private_bytes(bytes.fromhex(path.read_text(encoding="ascii"))))
+        return Identity(Ed25519PrivateKey.from_private_bytes(durable.load_secret(path)))
     except FileNotFoundError:
         raise KeyBroken(f"{path} is not there.", mend="Make the site's key first.") from None
-    except ValueError:  # whose text may quote the file: it goes no further
+    except ValueError:
         raise KeyBroken(f"{path} is no signing key.", mend="Restore it from a backup.") from None
 
 

@@ -66,12 +66,10 @@ def read_key(path: Path) -> bytes:
         KeyBroken: it is missing, damaged, or others on this machine can read it.
     """
     try:
-        if path.stat().st_mode & 0o077:
-            raise KeyBroken(f"Others on this machine can read {path}.", mend=f"Run chmod 600 {path}.")
-        key = bytes.fromhex(path.read_text(encoding="ascii"))
+        key = durable.load_secret(path)
     except FileNotFoundError:
         raise KeyBroken(f"{path} is not there.", mend="Restore it from a backup.") from None
-    except ValueError:  # whose text may quote the file: it goes no further
+    except ValueError:
         key = b""
     if len(key) != 32:
         raise KeyBroken(f"{path} is no key for patients' pseudonyms.", mend="Restore it from a backup.")

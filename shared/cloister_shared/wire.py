@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -167,6 +167,12 @@ def pack_vectors(*named: Mapping[str, NDArray[Any]]) -> ArrayRecord:
 def pack(header: TicketHeader | UnmaskHeader | ReplyHeader, vectors: ArrayRecord) -> RecordDict:
     """A ticket's or reply's content."""
     return RecordDict({"vectors": vectors, "header": ConfigRecord({"json": header.model_dump_json()})})
+
+
+def octets_of(message: Message) -> int:
+    """How many octets the vectors of a message hold; 0 of an error."""
+    records = message.content.values() if message.has_content() else ()
+    return sum(len(array.data) for record in records if isinstance(record, ArrayRecord) for array in record.values())
 
 
 def sign(identity: Identity, said: Advert | Statement) -> str:

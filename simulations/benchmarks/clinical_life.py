@@ -1,4 +1,4 @@
-"""Tables, time to event, effect of a treatment, invented patients and fusion: each scenario against its bar or truth.
+"""Tables, time to event, treatment, invented patients, fusion, ComBat: each scenario against its bar or truth.
 
 ``make figures TOPIC=clinical ARGS="--only life"`` measures all of them, in some fifteen minutes on 2 cores;
 ``python simulations/benchmarks/clinical_life.py survival treatment`` some.
@@ -147,6 +147,22 @@ def multimodal(scratch: Path) -> list[Figure]:
     ]
 
 
+def harmonised(scratch: Path) -> list[Figure]:
+    """ComBat beside the same plan with ``method: federated``, whose constants are those of all hospitals together."""
+    scenario = shipped("harmonised")
+    other = scenario.model_copy(update={"plan": amend(scenario.plan, normalisation={"method": "federated"})})
+    kinds = ("federated", "private")
+    ours, theirs = trained(scenario, scratch / "combat", kinds, SEEDS), trained(other, scratch / "other", kinds, SEEDS)
+    made: list[Figure] = []
+    for kind, at in (("federated", ""), ("private", " at epsilon 3")):
+        with_it, without = mean(ours, kind, "auroc"), mean(theirs, kind, "auroc")
+        made += [
+            at_least(f"harmonised.{kind}", with_it - without, 0.0, f"AUROC {{:.3f}} gained{at}, 3 splits"),
+            told(f"harmonised.{kind}.auroc", with_it, f"AUROC {{:.3f}}{at}"),
+        ]
+    return made
+
+
 MEASURED: dict[str, Callable[[Path], list[Figure]]] = {
     "readmission": readmission,
     "icu-death": icu_death,
@@ -154,6 +170,7 @@ MEASURED: dict[str, Callable[[Path], list[Figure]]] = {
     "treatment": treatment,
     "synthetic": synthetic,
     "multimodal": multimodal,
+    "harmonised": harmonised,
 }
 
 

@@ -674,5 +674,7 @@ def test_what_was_reserved_holds_when_there_are_other_rows(open_site, plan_with,
     before.enrol()
     after = Site(plan, replace(site.dataset, train=rows(30)), tmp_path / "st-marys")
     after.enrol()
-    assert after._cost == before._cost
-    assert plan_cost(plan, after.dataset) != before._cost
+    assert before.spending
+    assert after.spending
+    assert after.spending.cost == before.spending.cost
+    assert plan_cost(plan, after.dataset) != before.spending.cost

@@ -1,12 +1,20 @@
 """A small study that trains in a moment: four invented hospitals, four rounds."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from cloister_client.connectors.connector import open_records
+from cloister_client.dataset import load_dataset
+from cloister_client.site import Site
+from cloister_client.site_file import read_site
+from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend
 from cloister_simulations.generated import GeneratedEhr
+from cloister_simulations.hospitals import build
 from cloister_simulations.scenario import Scenario, read_scenario
+from cloister_simulations.site_folder import enrol_all
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +41,18 @@ def small() -> Scenario:
 def folder(tmp_path: Path) -> Path:
     """Where a run keeps its files."""
     return tmp_path / "run"
+
+
+@pytest.fixture
+def opened(small: Scenario, folder: Path) -> Callable[[StudyPlan], dict[str, Site]]:
+    """``opened(plan)``: the four hospitals, enrolled in a study of that plan, by name."""
+    paths = {read_site(path).site: path for path in build(small.simulation.hospitals, folder / "hospitals")}
+
+    def sites(plan: StudyPlan) -> dict[str, Site]:
+        enrol_all(folder, list(paths), plan)
+        return {
+            name: Site(plan, load_dataset(open_records(path), plan), folder / "sites" / name)
+            for name, path in paths.items()
+        }
+
+    return sites

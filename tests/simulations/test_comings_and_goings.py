@@ -3,16 +3,10 @@
 import pytest
 
 from cloister_client.app import client_app
-from cloister_client.connectors.connector import open_records
-from cloister_client.dataset import load_dataset
-from cloister_client.site import Site
-from cloister_client.site_file import read_site
 from cloister_server.app import run_study
 from cloister_server.store import Store
 from cloister_shared.plan_file import amend
 from cloister_simulations.grid import InProcessGrid
-from cloister_simulations.hospitals import build
-from cloister_simulations.site_folder import enrol_all
 
 WITHOUT_NOISE = {"mechanism": "none", "unit": None, "epsilon": None, "delta": None, "clip_norm": None}
 
@@ -29,16 +23,11 @@ class Doors(InProcessGrid):
 
 
 @pytest.fixture
-def consortium(small, folder):
+def consortium(opened, folder):
     """A function that opens four hospitals for a plan: the grid, and a function that runs some rounds there."""
-    paths = {read_site(path).site: path for path in build(small.simulation.hospitals, folder / "hospitals")}
 
-    def opened(plan):
-        enrol_all(folder, list(paths), plan)
-        sites = {
-            name: Site(plan, load_dataset(open_records(path), plan), folder / "sites" / name)
-            for name, path in paths.items()
-        }
+    def of(plan):
+        sites = opened(plan)
         grid, took = Doors(client_app(lambda context: sites[str(context.node_config["site"])]), sites), []
 
         def run(after):
@@ -54,7 +43,7 @@ def consortium(small, folder):
 
         return grid, run
 
-    return opened
+    return of
 
 
 @pytest.fixture

@@ -3,10 +3,6 @@
 import pytest
 
 from cloister_client.app import client_app
-from cloister_client.connectors.connector import open_records
-from cloister_client.dataset import load_dataset
-from cloister_client.site import Site
-from cloister_client.site_file import read_site
 from cloister_server import readiness
 from cloister_server.app import run_study
 from cloister_server.store import Store
@@ -17,8 +13,6 @@ from cloister_shared.wire import pack, pack_vectors, unpack_reply
 from cloister_simulations import learned, report
 from cloister_simulations.federation import Options, compare
 from cloister_simulations.grid import InProcessGrid
-from cloister_simulations.hospitals import build
-from cloister_simulations.site_folder import enrol_all
 
 
 class Hostile(InProcessGrid):
@@ -50,16 +44,11 @@ class Hostile(InProcessGrid):
 
 
 @pytest.fixture
-def consortium(small, folder):
+def consortium(opened, folder):
     """``consortium(plan)``: four hospitals, their grid, and a function that runs the study as a coordinator does."""
-    paths = {read_site(path).site: path for path in build(small.simulation.hospitals, folder / "hospitals")}
 
-    def opened(plan):
-        enrol_all(folder, list(paths), plan)
-        sites = {
-            name: Site(plan, load_dataset(open_records(path), plan), folder / "sites" / name)
-            for name, path in paths.items()
-        }
+    def of(plan):
+        sites = opened(plan)
         grid = Hostile(client_app(lambda context: sites[str(context.node_config["site"])]), sites)
 
         def run():
@@ -67,7 +56,7 @@ def consortium(small, folder):
 
         return sites, grid, run
 
-    return opened
+    return of
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -82,7 +81,7 @@ def open_records(site_yaml: Path) -> Connector:
     """The connector that a ``site.yaml`` describes.
 
     Raises:
-        DataRefused: there is no such file, it is not text, or what reads such records is not installed.
+        DataRefused: there is no such file, it is not text, or no installed package offers its connector.
         PlanRefused: it is malformed.
     """
     site, folder = read_site(site_yaml), site_yaml.parent
@@ -98,18 +97,14 @@ def _opened(site: SiteFile, folder: Path) -> Connector:
     if site.connector:
         return _installed(site.connector.name)(site, folder)
     if site.fhir:
-        _needs("orjson", "fhir")
         from cloister_client.connectors.fhir import fhir_connector
 
         return fhir_connector(site, site.fhir, folder)
     if site.omop:
-        scheme = (site.omop.database or "").partition(":")[0]
-        _needs("sqlalchemy", "psycopg" if scheme == "postgresql" else "sqlite3" if scheme == "sqlite" else "duckdb")
         from cloister_client.connectors.omop import omop_connector
 
         return omop_connector(site, site.omop, folder)
     if site.hl7:
-        _needs("hl7")
         from cloister_client.connectors.hl7 import hl7_connector
 
         return hl7_connector(site, site.hl7, folder)
@@ -120,14 +115,6 @@ def _opened(site: SiteFile, folder: Path) -> Connector:
     from cloister_client.connectors.table import TableConnector
 
     return TableConnector(site, folder)
-
-
-def _needs(*modules: str) -> None:
-    if absent := [module for module in modules if importlib.util.find_spec(module) is None]:
-        raise DataRefused(
-            f"site.yaml names clinical records, and {absent[0]} is not installed.",
-            mend="pip install 'cloister[site,records]'.",
-        )
 
 
 def _installed(name: str) -> Callable[[SiteFile, Path], Connector]:

@@ -73,13 +73,8 @@ def beats(record: Path, annotator: str = "atr") -> tuple[NDArray[np.float64], li
 
 
 def _signals(folder: Path, name: str, site: str) -> Signals:
-    try:
-        import wfdb
-    except ImportError:
-        raise DataRefused(
-            f"The recordings of {site} need the package wfdb, which is not installed.",
-            mend="Install cloister[waveforms].",
-        ) from None
+    import wfdb
+
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise DataRefused(f"A recording of {site} lies outside of {folder.name}.", mend="Name records in that folder.")

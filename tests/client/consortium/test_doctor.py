@@ -3,6 +3,7 @@
 import base64
 import json
 import socket
+import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from cloister_client.findings import Finding, State, as_text, fails, in_all, ok,
 from cloister_client.membership import calling
 from cloister_shared.certificates import Kind, new_authority, new_key, public_key, read_key, server_context
 from cloister_shared.errors import LinkLost
+from cloister_simulations.sources.clinical_forms import invent, write_form
 
 
 @pytest.fixture
@@ -316,6 +318,12 @@ def test_records_that_are_gone_or_empty(alder):
     check(lines(alder), "records", "fails", "0 rows", "Export")
     table.unlink()
     check(lines(alder), "records", "fails", "table.csv is not there", "site.yaml")
+
+
+def test_records_that_nothing_here_reads(alder, monkeypatch):
+    write_form(invent(20, 1), "fhir", alder.folder, "alder")
+    monkeypatch.setitem(sys.modules, "orjson", None)
+    check(lines(alder), "records", "fails", "orjson, which is not installed", "cloister[records]")
 
 
 def test_a_site_yaml_that_cannot_be_read(alder):

@@ -1,5 +1,6 @@
 """cloister-site map: what it proposes, which unit it suspects, and that it never says a value."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 from cloister_client.cli import app
 from cloister_client.connectors.connector import open_records
 from cloister_client.mapping import Mapping, mapped
-from cloister_shared.errors import DataRefused
+from cloister_shared.console import BROKEN
 from cloister_shared.plan_file import read_plan
 from cloister_simulations.sources.clinical_forms import invent, write_form
 
@@ -114,8 +115,11 @@ def test_a_local_code_is_proposed_for_what_its_text_is_like(tmp_path):
     assert weight.records > 0
 
 
-def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
-    (tmp_path / "site.yaml").write_text("site: st-marys\nfhir: {path: export}\n")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(DataRefused, match="orjson is not installed"):
-        open_records(tmp_path / "site.yaml")
+@pytest.mark.parametrize(("form", "package"), [("fhir", "orjson"), ("omop", "duckdb")])
+def test_a_package_that_is_missing_is_named_with_the_extra_that_brings_it(tmp_path, monkeypatch, form, package):
+    site = write_form(invent(20, 1), form, tmp_path, "st-marys")
+    (tmp_path / "plan.yaml").write_text(PLAN)
+    monkeypatch.setitem(sys.modules, package, None)
+    said = CliRunner().invoke(app, ["map", str(tmp_path / "plan.yaml"), "--site", str(site)])
+    assert said.exit_code == BROKEN
+    assert said.stderr == f"This needs {package}, which is not installed. Run pip install 'cloister[records]'.\n"
