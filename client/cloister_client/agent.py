@@ -220,7 +220,7 @@ class _Agent:
         try:
             self._approvals.require(digest)
             reply = self._worked_on(digest, asked)
-            held = contents(reply)  # each object hashed: of a large reply, a good part of the agent's work
+            held = contents(reply)
             if held.error is not None and self._disk_was_full(digest):
                 reply = self._worked_on(digest, asked)
                 held = contents(reply)
@@ -260,11 +260,11 @@ class _Agent:
                 log.warning("%s The message is tried once more.", lost)
         raise AssertionError
 
-    def _objects(self, digest: str, asked: Instruction) -> Iterator[tuple[str, bytes]]:
+    def _objects(self, digest: str, asked: Instruction) -> Iterator[tuple[str, memoryview]]:
         """The message's parts, as they come; no more than the process could hold."""
         left = self._policy.memory_gb * 2**30
 
-        def pulled(name: str) -> tuple[str, bytes]:
+        def pulled(name: str) -> tuple[str, memoryview]:
             return name, self._patience.persist(f"study {digest[:12]}", lambda: self._fleet.object(asked.run, name))
 
         for name, content in side_by_side(pulled, asked.objects):

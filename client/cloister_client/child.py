@@ -22,8 +22,10 @@ from cloister_shared.console import extras_named, one_core
 from cloister_shared.errors import CloisterError, ConsentRefused
 
 if TYPE_CHECKING:
+    from flwr.app import Message
+
     from cloister_client.site import Site
-    from cloister_shared.parcel import Parcel
+    from cloister_shared.carried import Octets
 
 log = logging.getLogger("cloister.child")
 
@@ -126,25 +128,30 @@ def approved_site(folder: Path, digest: str, noise_seed: int | None = None) -> S
 
 
 def _serve(end: int, app: Callable[..., object]) -> None:
-    """Answer the next message."""
-    objects: dict[str, bytes] = {}
+    """Answer the next message: with an error, or with a header and arrays, which the agent packs."""
+    from cloister_shared.wire import opened
+
+    objects: dict[str, Octets] = {}
     while (frame := receive(end)).kind != "answer":
         if frame.kind == "message":
             objects.clear()
         else:
             objects[str(frame.said["name"])] = frame.octets
-    reply = _answer(frame.octets, str(frame.said["root"]), objects, app)
+    reply = _answer(str(frame.said["root"]), objects, app)
     objects.clear()
-    send(end, "reply", reply.message, objects=len(reply.objects))
-    send(end, "tree", reply.tree)
-    for name, content in reply.objects.items():
-        send(end, "object", content, name=name)
+    if isinstance(reply, tuple):
+        return send(end, "error", reply[1].encode(), code=reply[0])
+    header, arrays = opened(reply.content)
+    send(end, "reply", header.encode(), arrays=[(name, array.dtype, array.stype) for name, array in arrays.items()])
+    for array in arrays.values():
+        send(end, "array", array.data)
 
 
-def _answer(message: bytes, root: str, objects: dict[str, bytes], app: Callable[..., object]) -> Parcel:
+def _answer(root: str, objects: dict[str, Octets], app: Callable[..., object]) -> Message | tuple[int, str]:
+    """The reply, or why there is none: a code and a reason."""
     from flwr.app import Context, Message, RecordDict
 
-    from cloister_client.objects import deflated, error_reply, inflated
+    from cloister_client.objects import inflated
     from cloister_client.sandbox import out_of_memory
     from cloister_shared.wire import FAILED, REFUSED
 
@@ -154,13 +161,13 @@ def _answer(message: bytes, root: str, objects: dict[str, bytes], app: Callable[
         node = asked.metadata.dst_node_id
         reply = app(asked, Context(asked.metadata.run_id, node, {}, RecordDict(), {}))
         assert isinstance(reply, Message)
-        return deflated(reply, asked)
+        return (reply.error.code, reply.error.reason or "") if reply.has_error() else reply
     except CloisterError as refusal:
         log.warning("refused: %s", refusal)
-        return error_reply(message, REFUSED, refusal.abroad or str(refusal))
+        return REFUSED, refusal.abroad or str(refusal)
     except Exception as fault:  # also Flower's, of a kind of message that nobody here answers
         log.exception("the message could not be answered")
-        return error_reply(message, FAILED, out_of_memory(fault) or f"{type(fault).__name__} at the hospital")
+        return FAILED, out_of_memory(fault) or f"{type(fault).__name__} at the hospital"
 
 
 if __name__ == "__main__":

@@ -39,7 +39,6 @@ from flwr.proto.message_pb2 import (
     Message,
     ObjectTree,
     PullObjectRequest,
-    PullObjectResponse,
     PushObjectRequest,
     PushObjectResponse,
 )
@@ -54,6 +53,7 @@ from cloister_client.https import Answer, Https
 from cloister_client.membership import consortium_of, site_of
 from cloister_client.outage import lost, refused, unable
 from cloister_client.proxy import proxy_to
+from cloister_shared.carried import Download, download, upload
 from cloister_shared.certificates import client_context, public_key, read_key
 from cloister_shared.errors import CloisterError, EnrolmentRefused, KeyBroken, LinkLost, TicketRefused, VersionRefused
 from cloister_shared.parcel import Parcel, name_of, names
@@ -73,15 +73,15 @@ _SIDE_BY_SIDE = 4
 _MISSING = 20
 """Tries to get an object that the coordinator knows of and does not have yet."""
 
-_ANSWERS: dict[type[Any], tuple[str, type[Any]]] = {
-    ActivateNodeRequest: ("activate-node", ActivateNodeResponse),
-    DeactivateNodeRequest: ("deactivate-node", DeactivateNodeResponse),
-    SendNodeHeartbeatRequest: ("send-node-heartbeat", SendNodeHeartbeatResponse),
-    PullMessagesRequest: ("pull-messages", PullMessagesResponse),
-    PushMessagesRequest: ("push-messages", PushMessagesResponse),
-    GetRunRequest: ("get-run", GetRunResponse),
-    PullObjectRequest: ("pull-object", PullObjectResponse),
-    PushObjectRequest: ("push-object", PushObjectResponse),
+_ANSWERS: dict[type[Any], tuple[str, Callable[[bytes], Any]]] = {
+    ActivateNodeRequest: ("activate-node", ActivateNodeResponse.FromString),
+    DeactivateNodeRequest: ("deactivate-node", DeactivateNodeResponse.FromString),
+    SendNodeHeartbeatRequest: ("send-node-heartbeat", SendNodeHeartbeatResponse.FromString),
+    PullMessagesRequest: ("pull-messages", PullMessagesResponse.FromString),
+    PushMessagesRequest: ("push-messages", PushMessagesResponse.FromString),
+    GetRunRequest: ("get-run", GetRunResponse.FromString),
+    PullObjectRequest: ("pull-object", download),
+    PushObjectRequest: ("push-object", PushObjectResponse.FromString),
 }
 """Of each request, where it is sent and how it is answered."""
 _OVER = (ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED, ApiErrorCode.FLEET_GET_RUN_FAILED)
@@ -178,7 +178,7 @@ class Fleet:
             raise unable(self.address, "names no plan for a run")
         return digest
 
-    def object(self, run: int, name: str) -> bytes:
+    def object(self, run: int, name: str) -> memoryview:
         """One object of a message.
 
         Raises:
@@ -187,13 +187,13 @@ class Fleet:
         """
         request = PullObjectRequest(node=self._node, run_id=run, object_id=name)
         for tries in range(_MISSING):
-            answer = self._call(request)
-            if not answer.object_found:
+            answer: Download = self._call(request)
+            if not answer.found:
                 raise RunOver
-            if answer.object_available:
-                if name_of(answer.object_content) != name:
+            if answer.content is not None:
+                if name_of(answer.content) != name:
                     raise TicketRefused("A part of the message is not what its name says.", mend="Tell the consortium.")
-                return answer.object_content
+                return answer.content
             time.sleep(min(0.05 * 2**tries, 1.0))
         raise LinkLost("The coordinator has not got the whole message yet.", mend="It is tried again.")
 
@@ -213,14 +213,8 @@ class Fleet:
         )
 
         def stored(name: str) -> bool:
-            request = PushObjectRequest(
-                node=self._node,
-                run_id=run,
-                object_id=name,
-                object_content=parcel.objects[name],
-                session_id=answer.session_id,
-            )
-            return self._call(request).stored
+            request = PushObjectRequest(node=self._node, run_id=run, object_id=name, session_id=answer.session_id)
+            return self._call(request, content=parcel.objects[name]).stored
 
         asked = [name for name in answer.objects_to_push if name in parcel.objects]
         if not all(list(side_by_side(stored, asked))):
@@ -237,9 +231,15 @@ class Fleet:
     def _node(self) -> Node:
         return Node(node_id=self.node)
 
-    def _call(self, request: Any, more: Mapping[str, str] | None = None, patience: float = _ANSWER) -> Any:
-        """Ask, and tell apart what can go wrong."""
-        verb, kind = _ANSWERS[type(request)]
+    def _call(
+        self,
+        request: Any,
+        more: Mapping[str, str] | None = None,
+        patience: float = _ANSWER,
+        content: bytes | None = None,
+    ) -> Any:
+        """Ask, and tell apart what can go wrong. ``content`` goes along with the request that uploads it."""
+        verb, read = _ANSWERS[type(request)]
         headers = {
             "content-type": PROTOBUF_MEDIA_TYPE,
             # Flower's way to say who asks; that it is true TLS has shown, whose key is the same.
@@ -249,7 +249,8 @@ class Fleet:
         }
         made, https = self._current()
         try:
-            answer = https.post(f"/v1/fleet/{verb}", request.SerializeToString(), headers, patience)
+            body = (request.SerializeToString(),) if content is None else upload(request, content)
+            answer = https.post(f"/v1/fleet/{verb}", body, headers, patience)
         except (OSError, http.client.HTTPException) as error:
             raise self._still(lost(error, self.address, self._agent), made) from None
         if answer.status != http.client.OK:
@@ -257,7 +258,7 @@ class Fleet:
                 raise RunOver
             raise self._still(refused(answer, self.address), made)
         try:
-            return kind.FromString(answer.body)
+            return read(answer.body)
         except DecodeError:
             raise unable(self.address, "answered in another language") from None
 

@@ -10,10 +10,11 @@ import http.client
 import socket
 import ssl
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cloister_client.proxy import Proxy, opened
+from cloister_shared.carried import Octets
 
 _CONNECT = 30.0
 """Seconds in which a connection is made."""
@@ -40,8 +41,10 @@ class Https:
         self._idle: list[http.client.HTTPSConnection] = []
         self._lock = threading.Lock()
 
-    def post(self, path: str, body: bytes, headers: Mapping[str, str], patience: float) -> Answer:
+    def post(self, path: str, body: Sequence[Octets], headers: Mapping[str, str], patience: float) -> Answer:
         """The answer to a request, which may arrive twice if a connection breaks; ``patience`` in seconds of silence.
+
+        ``body`` is sent part by part, without a copy.
 
         Raises:
             OSError: there is no way there, the other end's certificate will not do, or the connection broke.
@@ -81,13 +84,14 @@ class Https:
         self,
         connection: http.client.HTTPSConnection,
         path: str,
-        body: bytes,
+        body: Sequence[Octets],
         headers: Mapping[str, str],
         patience: float,
     ) -> Answer:
         try:
             connection.sock.settimeout(patience)
-            connection.request("POST", path, body, dict(headers))
+            length = str(sum(map(len, body)))
+            connection.request("POST", path, body, {**headers, "content-length": length})  # each part as it is
             response = connection.getresponse()
             if (response.length if response.length is not None else _MOST + 1) > _MOST:
                 raise http.client.HTTPException("the answer is longer than an answer is, or does not say how long")

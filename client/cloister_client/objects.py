@@ -16,12 +16,16 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from flwr.common.serde import message_from_proto
 from flwr.proto.message_pb2 import Message as MessageProto
 
+from cloister_shared.carried import Octets
 from cloister_shared.errors import TicketRefused
-from cloister_shared.parcel import Packing, Parcel, name_of
+from cloister_shared.parcel import Packing, Parcel
+
+_HEAD = 2**12
+"""Octets in which an object that has no parts has said what it is."""
 
 
 # --- what arrives -------------------------------------------------------------------------------------------
-def inflated(root: str, objects: Mapping[str, bytes]) -> Message:
+def inflated(root: str, objects: Mapping[str, Octets]) -> Message:
     """The message that these objects are: a header of plain values and flat arrays.
 
     Raises:
@@ -35,8 +39,8 @@ def inflated(root: str, objects: Mapping[str, bytes]) -> Message:
         vectors = ArrayRecord()
         for name, array in _said(objects, parts["vectors"], "ArrayRecord").items():
             vectors[name] = _array(objects, array)
-        record = RecordDict({"vectors": vectors, "header": ConfigRecord.inflate(objects[parts["header"]])})
-        message = Message.inflate(objects[root], {content: record})
+        record = RecordDict({"vectors": vectors, "header": ConfigRecord.inflate(bytes(objects[parts["header"]]))})
+        message = Message.inflate(bytes(objects[root]), {content: record})
     except MemoryError:
         raise
     except Exception as error:  # of many kinds, and their text may quote the content
@@ -48,7 +52,7 @@ def inflated(root: str, objects: Mapping[str, bytes]) -> Message:
     return message
 
 
-def _array(objects: Mapping[str, bytes], name: str) -> Array:
+def _array(objects: Mapping[str, Octets], name: str) -> Array:
     parts, body = _opened(objects, name, "Array")
     said: dict[str, Any] = json.loads(bytes(body))
     each = [_opened(objects, part, "ArrayChunk")[1] for part in parts]
@@ -60,18 +64,40 @@ def _array(objects: Mapping[str, bytes], name: str) -> Array:
     return Array(str(said["dtype"]), (int(length),), str(said["stype"]), b"".join(chunks))
 
 
-def _opened(objects: Mapping[str, bytes], name: str, kind: str) -> tuple[list[str], memoryview]:
+def _opened(objects: Mapping[str, Octets], name: str, kind: str) -> tuple[list[str], memoryview]:
     """Names of an object's parts, and its body."""
     content = objects[name]
-    at = content.index(b"\x00")
-    is_, parts, size = content[:at].decode("ascii").split(" ")
-    body = memoryview(content)[at + 1 :]
+    head, end, _ = bytes(content[:_HEAD]).partition(b"\x00")
+    if not end:
+        head, _, _ = bytes(content).partition(b"\x00")
+    is_, parts, size = head.decode("ascii").split(" ")
+    body = memoryview(content)[len(head) + 1 :]
     if is_ != kind or int(size) != len(body):
         raise ValueError(f"not a whole {kind}")
     return parts.split(",") if parts else [], body
 
 
 # --- what leaves --------------------------------------------------------------------------------------------
+def array(dtype: str, stype: str, octets: memoryview) -> Array:
+    """A flat array over these octets, of which Flower would make a copy.
+
+    Raises:
+        TypeError: there is no such type.
+    """
+    made = Array(dtype, (len(octets) // np.dtype(dtype).itemsize,), stype, b"")
+    made.data = octets  # pyright: ignore[reportAttributeAccessIssue]
+    return made
+
+
+def reply(message: bytes, header: str, arrays: Mapping[str, Array]) -> Parcel:
+    """What the training process says to a message in Flower's protobuf, packed here: it names no object itself."""
+    asked, vectors = message_from_proto(MessageProto.FromString(message)), ArrayRecord()
+    for name, values in arrays.items():
+        vectors[name] = values
+    record = RecordDict({"vectors": vectors, "header": ConfigRecord({"json": header})})
+    return deflated(Message(record, reply_to=asked), asked)
+
+
 def deflated(reply: Message, to: Message) -> Parcel:
     """A reply as objects. The same answer to the same message has the same name, however often it is given.
 
@@ -108,11 +134,8 @@ def contents(parcel: Parcel) -> Contents:
     """Read off the objects that are about to leave.
 
     Raises:
-        ValueError: an object is not what its name says, or holds what no reply of ours does.
+        ValueError: it holds what no reply of ours does.
     """
-    for name, content in parcel.objects.items():
-        if name_of(content) != name:
-            raise ValueError("an object has another's name")
     children, message = _opened(parcel.objects, parcel.root, "Message")
     proto = MessageProto.FromString(bytes(message))
     to = proto.metadata.run_id, proto.metadata.reply_to_message_id
@@ -138,5 +161,5 @@ def _keys(said: Mapping[str, Any], before: str = "") -> Iterator[str]:
             yield f"{before}{key}"
 
 
-def _said(objects: Mapping[str, bytes], name: str, kind: str) -> dict[str, Any]:
+def _said(objects: Mapping[str, Octets], name: str, kind: str) -> dict[str, Any]:
     return json.loads(bytes(_opened(objects, name, kind)[1]))

@@ -21,6 +21,8 @@ from pathlib import Path
 
 from cloister_client.channel import Frame, receive, send
 from cloister_client.child import OUT_OF_MEMORY
+from cloister_client.objects import array, error_reply, reply
+from cloister_shared.carried import Octets
 from cloister_shared.errors import ConsentRefused, TrainingLost
 from cloister_shared.parcel import Parcel
 
@@ -75,11 +77,12 @@ class Trainer:
         with self._lock:
             self._dismiss()
 
-    def ask(self, message: bytes, root: str, objects: Iterable[tuple[str, bytes]]) -> Parcel:
+    def ask(self, message: bytes, root: str, objects: Iterable[tuple[str, Octets]]) -> Parcel:
         """Have a message answered: Flower's protobuf of it, and its objects as they come.
 
         Raises:
             ConsentRefused: the process cannot be kept from the network here.
+            ValueError: what it says is no reply; it is ended.
             TrainingLost: it ended before it answered, or its time was up, and was killed.
         """
         with self._asking:
@@ -97,16 +100,24 @@ class Trainer:
                 if running.process.poll() is not None:
                     running.end.close()
 
-    def _answered(self, running: _Running, message: bytes, root: str, objects: Iterable[tuple[str, bytes]]) -> Parcel:
+    def _answered(self, running: _Running, message: bytes, root: str, objects: Iterable[tuple[str, Octets]]) -> Parcel:
         end = running.end.fileno()
         send(end, "message")
         for name, content in objects:
             send(end, "object", content, name=name)
         send(end, "answer", message, root=root)
-        said = _expect(receive(end), "reply")
-        tree = _expect(receive(end), "tree").octets
-        parts = (_expect(receive(end), "object") for _ in range(said.said["objects"]))
-        return Parcel(said.octets, tree, {str(part.said["name"]): part.octets for part in parts})
+        said = receive(end)
+        try:
+            if said.kind == "error":
+                return error_reply(message, int(said.said["code"]), bytes(said.octets).decode())
+            arrays = {
+                str(name): array(str(dtype), str(stype), _expect(receive(end), "array").octets)
+                for name, dtype, stype in _expect(said, "reply").said["arrays"]
+            }
+            return reply(message, bytes(said.octets).decode(), arrays)
+        except (KeyError, TypeError, ValueError):  # whose text may quote it
+            self.end()
+            raise ValueError("it is none") from None
 
     def _await_ready(self, running: _Running) -> None:
         if running.ready:

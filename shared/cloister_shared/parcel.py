@@ -42,7 +42,7 @@ class Parcel:
         return sum(map(len, self.objects.values()))
 
 
-def name_of(content: bytes) -> str:
+def name_of(content: bytes | memoryview) -> str:
     """The name of an object: its SHA-256, in hex."""
     return hashlib.sha256(content).hexdigest()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, TypeVar
@@ -36,6 +37,7 @@ REFUSED, FAILED = 1001, 1002
 """Flower error codes of a reply that holds no work: the hospital said no, or something broke there."""
 
 _ENCODINGS = {"float32": ("cloister.float32.le", np.dtype("<f4")), "uint8": ("cloister.octets", np.dtype("u1"))}
+_PIECE = 2**22
 _KINDS = {np.dtype(kind): kind for kind in _ENCODINGS}
 
 
@@ -144,15 +146,25 @@ class Reply:
     octets: Octets = field(default_factory=Octets)
 
 
-def digest_of(vectors: Mapping[str, NDArray[Any]]) -> str:
-    """SHA-256 over named vectors, in the order of their names."""
+def digest_of(vectors: Mapping[str, NDArray[Any]], pool: Executor | None = None) -> str:
+    """SHA-256 over named vectors, in the order of their names: of each over the SHA-256 of its pieces of 4 MiB.
+
+    A ``pool`` of threads hashes the pieces of a large one side by side.
+    """
     hashed = hashlib.sha256()
     for name in sorted(vectors):
         vector = np.ascontiguousarray(vectors[name])
-        # The length stands before the bytes, so that no other vectors run together into the same ones.
+        # The length stands before the pieces, so that no other vectors run together into the same ones.
         hashed.update(json.dumps([name, vector.size]).encode())
-        hashed.update(vector.data)
+        octets = vector.view(np.uint8).data
+        pieces = [octets[at : at + _PIECE] for at in range(0, len(octets), _PIECE)]
+        for digest in pool.map(_hash, pieces) if pool and len(pieces) > 1 else map(_hash, pieces):
+            hashed.update(digest)
     return hashed.hexdigest()
+
+
+def _hash(piece: memoryview) -> bytes:
+    return hashlib.sha256(piece).digest()
 
 
 def pack_vectors(*named: Mapping[str, NDArray[Any]]) -> ArrayRecord:
@@ -252,7 +264,12 @@ def _array(vector: NDArray[Any]) -> Array:
     return Array(dtype=kind, shape=vector.shape, stype=encoding, data=vector.astype(order, copy=False).tobytes())
 
 
-def _unpack(content: RecordDict) -> tuple[str, Vectors, Octets]:
+def opened(content: RecordDict) -> tuple[str, ArrayRecord]:
+    """The header's JSON and the arrays of a ticket or reply.
+
+    Raises:
+        KeyError, TypeError: it is neither.
+    """
     if set(content) != {"vectors", "header"}:
         raise KeyError("it has other parts than header and vectors")
     header, vectors = content["header"], content["vectors"]
@@ -261,6 +278,11 @@ def _unpack(content: RecordDict) -> tuple[str, Vectors, Octets]:
         raise TypeError("its parts are of another kind")
     if set(header) != {"json"} or not isinstance(text := header["json"], str):
         raise KeyError("its header has other keys than json")
+    return text, vectors
+
+
+def _unpack(content: RecordDict) -> tuple[str, Vectors, Octets]:
+    text, vectors = opened(content)
     read = {name: _vector(name, array) for name, array in vectors.items()}
     return (
         text,

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from cloister_shared.wire import (
     ReplyHeader,
     Ticket,
     TicketHeader,
+    digest_of,
     pack,
     pack_vectors,
     unpack_reply,
@@ -225,3 +227,23 @@ def test_no_two_tickets_share_a_digest():
 
 def test_a_reply_needs_no_vectors():
     assert unpack_reply(pack(ANSWER, pack_vectors({}))) == Reply(ANSWER)
+
+
+def test_a_large_vector_has_the_same_digest_whoever_hashes_it():
+    vectors = {"update": np.random.default_rng(0).integers(0, 256, 2**23 + 5, np.uint8), "none": np.zeros(0, np.uint8)}
+    with ThreadPoolExecutor(3) as pool:
+        assert digest_of(vectors, pool) == digest_of(vectors)
+
+
+@pytest.mark.parametrize("at", [0, 2**22 - 1, 2**22, 2**23 + 4])
+def test_every_octet_of_a_large_vector_is_in_its_digest(at):
+    vector = np.zeros(2**23 + 5, np.uint8)
+    before = digest_of({"update": vector})
+    vector[at] = 1
+    assert digest_of({"update": vector}) != before
+
+
+def test_vectors_that_run_together_into_the_same_octets_have_other_digests():
+    whole = np.zeros(2**22 + 8, np.uint8)
+    parts = [{"a": whole}, {"a": whole[:-4], "b": whole[-4:]}, {"a": whole[: 2**22], "b": whole[2**22 :]}]
+    assert len({digest_of(part) for part in parts}) == 3

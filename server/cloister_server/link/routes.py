@@ -22,11 +22,11 @@ from google.protobuf.message import Message
 
 from cloister_server.link import letters
 from cloister_server.link.calls import Body, Call, Refused, Route
-from cloister_server.link.contents import Upload, found
 from cloister_server.link.letters import is_name
 from cloister_server.link.polls import Polls
 from cloister_server.link.post import Post
 from cloister_server.link.state import Link
+from cloister_shared.carried import Upload, found
 
 HOLDING, WAIT = b"x-cloister-holding", b"x-cloister-wait"
 """Headers: the messages that the agent works on; how many seconds it would wait for another."""

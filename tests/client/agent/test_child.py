@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.serde import message_from_proto
 from flwr.proto.message_pb2 import Message as MessageProto
 
@@ -74,7 +74,7 @@ def test_a_ticket_for_another_plan_is_refused(warm):
 
 
 def test_a_message_with_other_parts_is_refused(warm):
-    content = RecordDict({"vectors": ArrayRecord(), "header": ConfigRecord({"json": "{}"}), "more": MetricRecord()})
+    content = RecordDict({"vectors": ArrayRecord(), "header": ConfigRecord({"json": "{}"}), "more": ConfigRecord()})
     code, reason = error_of(warm.trainer, message(content))
     assert (code, "no ticket" in reason) == (REFUSED, True)
 
@@ -132,6 +132,39 @@ def opened(folder, digest):
 main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], opened)
 """
 """A training process whose records are molecules, where nobody installed RDKit."""
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        'send(end, "reply", b"{}")',
+        'send(end, "reply", b"{}", arrays=[("update", "no type", "s")]); send(end, "array", b"")',
+        'send(end, "reply", b"{}", arrays=[7])',
+        'send(end, "reply", bytes([255]), arrays=[])',
+        'send(end, "error", b"")',
+    ],
+)
+def test_what_is_no_reply_ends_the_process_and_no_more(trainer, plan, hospital, monkeypatch, says):
+    (hospital.folder / "strange.py").write_text(STRANGE.replace("SAYS", says))
+    monkeypatch.setenv("PYTHONPATH", f"{hospital.folder}:{os.environ.get('PYTHONPATH', '')}")
+    process = trainer(program="strange")
+    with pytest.raises(ValueError, match="it is none"):
+        process.ask(*parts(asked(plan, hospital.name, model=MODEL)))
+    assert process._running is None
+
+
+STRANGE = """
+import sys
+from cloister_client.channel import receive, send
+
+end = int(sys.argv[1])
+send(end, "ready")
+while receive(end).kind != "answer":
+    pass
+SAYS
+receive(end)
+"""
+"""A training process that answers with something else."""
 
 
 # --- its limits --------------------------------------------------------------------------------------------

@@ -1,10 +1,13 @@
-"""Flower's two messages that carry an object, without ever holding the object whole.
+"""Flower's two messages that carry an object, of which protobuf would make copies.
 
-``PushObjectRequest`` is read in pieces: its fourth field is the content, what comes before and after that is parsed as
-the same message without it. ``PullObjectResponse`` is written as its other fields and then the content.
+Both are written as their other fields and then the content. ``PushObjectRequest`` is read in pieces, without ever being
+held whole: its fourth field is the content, what comes before and after that is parsed as the same message without it.
 """
 
 from __future__ import annotations
+
+from contextlib import suppress
+from typing import NamedTuple
 
 from flwr.proto.message_pb2 import PullObjectResponse, PushObjectRequest
 from google.protobuf.message import DecodeError
@@ -14,6 +17,8 @@ _CONTENT = (4 << 3) | 2
 
 _FOUND = PullObjectResponse(object_found=True, object_available=True).SerializeToString() + bytes([(3 << 3) | 2])
 """The answer up to the length of the content, which is its field 3."""
+
+Octets = bytes | memoryview
 
 _MOST = 4096
 """Octets of all other fields."""
@@ -66,13 +71,44 @@ class Upload:
         return self._left == 0
 
 
-def found(content: memoryview) -> tuple[bytes, memoryview]:
+def upload(request: PushObjectRequest, content: Octets) -> tuple[Octets, ...]:
+    """A request that has all but its content, and the content, as what is sent."""
+    return request.SerializeToString() + bytes([_CONTENT]) + _varint(len(content)), content
+
+
+def found(content: Octets) -> tuple[Octets, ...]:
     """The answer that gives this content."""
-    left, size = len(content), b""
-    while left > 0x7F:
-        size += bytes([left & 0x7F | 0x80])
-        left >>= 7
-    return _FOUND + size + bytes([left]), content
+    return _FOUND + _varint(len(content)), content
+
+
+class Download(NamedTuple):
+    """An answer, as it came."""
+
+    found: bool
+    content: memoryview | None
+    """Nothing, if it is known and not there yet."""
+
+
+def download(answer: bytes) -> Download:
+    """Read it; the content is not copied where the answer is as ``found`` makes one.
+
+    Raises:
+        DecodeError: it is no such answer.
+    """
+    with suppress(IndexError):
+        size, at = _number(answer, len(_FOUND))
+        if answer.startswith(_FOUND) and len(answer) == at + size:
+            return Download(True, memoryview(answer)[at:])
+    said = PullObjectResponse.FromString(answer)
+    return Download(said.object_found, memoryview(said.object_content) if said.object_available else None)
+
+
+def _varint(value: int) -> bytes:
+    octets = bytearray()
+    while value > 0x7F:
+        octets.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*octets, value])
 
 
 def _content(octets: bytes) -> tuple[int, int, int] | None:
