@@ -128,8 +128,10 @@ class Encoding:
 
     def pack(self, ring: Ring) -> NDArray[np.uint8]:
         """The low ``bits`` of each element, little-endian."""
-        octets = ring.astype("<u4", copy=False).view(np.uint8)
-        return octets if self.bits == 32 else octets.reshape(-1, 4)[:, : self.bits // 8].ravel()
+        width = self.bits // 8
+        if width in (2, 4):
+            return ring.astype(f"<u{width}", copy=False).view(np.uint8)
+        return ring.astype("<u4", copy=False).view(np.uint8).reshape(-1, 4)[:, :width].ravel()
 
     def add_packed(self, total: Ring, packed: NDArray[np.uint8]) -> None:
         """Add a packed vector, block by block, to ``total``."""
@@ -137,8 +139,8 @@ class Encoding:
         wide = np.zeros((BLOCK, 4), np.uint8)
         for at in range(0, total.size, BLOCK):
             block = packed[at * width : (at + BLOCK) * width]
-            if width == 4:
-                total[at : at + BLOCK] += block.view("<u4")
+            if width in (2, 4):
+                total[at : at + BLOCK] += block.view(f"<u{width}")
             else:
                 rows = block.size // width
                 wide[:rows, :width] = block.reshape(-1, width)
@@ -189,12 +191,18 @@ def from_limbs(total: Ring, sites: int) -> NDArray[np.float64]:
 class Masks:
     """AES-256-CTR keystreams (NIST SP 800-38A), read as ring elements and consumed from array to array."""
 
-    def __init__(self, seeds: Iterable[tuple[bytes, int]]) -> None:
-        """Each seed of 32 bytes with the sign +1 or -1 of its mask. No seed ever makes two masks."""
+    def __init__(self, seeds: Iterable[tuple[bytes, int]], start: int = 0) -> None:
+        """Each seed of 32 bytes with the sign +1 or -1 of its mask. No seed ever makes two masks.
+
+        They begin ``start`` octets into it: a long mask can be taken off in several places at once.
+        """
+        blocks, odd = divmod(start, 16)
         self._streams = [
-            (Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor(), np.add if sign > 0 else np.subtract)
+            (Cipher(algorithms.AES(seed), modes.CTR(blocks.to_bytes(16))).encryptor(), [np.subtract, np.add][sign > 0])
             for seed, sign in seeds
         ]
+        for stream, _ in self._streams:
+            stream.update(bytes(odd))
         self._bytes = bytearray()
 
     def add_to(self, ring: Ring) -> None:

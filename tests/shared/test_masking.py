@@ -123,6 +123,14 @@ def test_masks_are_those_of_the_naive_implementation(seeds, sizes):
     ]
 
 
+@given(seed=SEEDS, start=st.integers(0, 200), size=st.integers(1, 50))
+def test_masks_that_begin_later_are_the_rest_of_the_same(seed, start, size):
+    whole, rest = np.zeros(start + size, np.uint32), np.zeros(size, np.uint32)
+    Masks([(seed, 1)]).add_to(whole)
+    Masks([(seed, 1)], 4 * start).add_to(rest)
+    assert (rest == whole[start:]).all()
+
+
 @given(seed=SEEDS, size=st.integers(1, 3 * BLOCK))
 @settings(max_examples=10)
 def test_a_pairs_masks_cancel_across_blocks(seed, size):

@@ -37,6 +37,9 @@ from cloister_shared.errors import LinkLost
 
 log = logging.getLogger("cloister")
 
+PROCESSES = max(2, min(4, os.cpu_count() or 1))
+"""Each keeps one core busy while ten hospitals send a large model."""
+
 HANDSHAKE, GOODBYE = 10.0, 2.0
 """Seconds for TLS to begin, when anybody may be there, and to end, when the other side may not listen."""
 
@@ -102,6 +105,8 @@ class Peer(HttpToolsProtocol):
         self._head = 0
         if self.cycle.response_complete:
             return
+        if not self.cycle.body:
+            self.cycle.body = bytearray()  # pyright: ignore[reportAttributeAccessIssue] : bytes are copied at each +=
         self.cycle.body += body
         if len(self.cycle.body) >= PIECE:
             self.cycle.message_event.set()
@@ -109,7 +114,7 @@ class Peer(HttpToolsProtocol):
             self.flow.pause_reading()
 
 
-def serve_rounds(folder: Path, host: str, port: int, processes: int = 2) -> None:
+def serve_rounds(folder: Path, host: str, port: int, processes: int = PROCESSES) -> None:
     """Serve the rounds of the consortium in this folder to its hospitals, until SIGTERM or SIGINT.
 
     Raises:
