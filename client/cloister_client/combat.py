@@ -19,8 +19,9 @@ from cloister_client.dataset import Rows, normalised, with_inputs
 from cloister_shared import combat, tally
 from cloister_shared.combat import Constants
 from cloister_shared.errors import TicketRefused
+from cloister_shared.inputs import columns, numbers
 from cloister_shared.plan import StudyPlan
-from cloister_shared.schema import NumberFeature, columns, numbers
+from cloister_shared.schema import NumberFeature
 from cloister_shared.tally import Numbers
 
 Array = NDArray[np.float64]

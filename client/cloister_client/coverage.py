@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from cloister_client.encoders.scalars import words
 from cloister_client.quality import QualityReport
+from cloister_shared.inputs import Block, blocks
 from cloister_shared.plan import StudyPlan
 from cloister_shared.schema import (
     Binary,
-    Block,
     Classes,
     Effect,
     ImageFeature,
@@ -22,7 +22,6 @@ from cloister_shared.schema import (
     SeriesFeature,
     Survival,
     VectorFeature,
-    blocks,
 )
 
 if TYPE_CHECKING:

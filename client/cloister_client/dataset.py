@@ -22,20 +22,9 @@ from cloister_client.encoders.scalars import encode, parse, words
 from cloister_client.opt_outs import without_opt_outs
 from cloister_client.quality import ColumnReport, QualityReport, note
 from cloister_shared.errors import CohortTooSmall, DataRefused
+from cloister_shared.inputs import Column, blocks, columns, scalars
 from cloister_shared.plan import StudyPlan
-from cloister_shared.schema import (
-    Column,
-    ImageFeature,
-    Itself,
-    MoleculeFeature,
-    Schema,
-    SeriesFeature,
-    Shaped,
-    TextFeature,
-    blocks,
-    columns,
-    scalars,
-)
+from cloister_shared.schema import ImageFeature, Itself, MoleculeFeature, Schema, SeriesFeature, Shaped, TextFeature
 
 if TYPE_CHECKING:
     import pandas as pd

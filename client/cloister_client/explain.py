@@ -19,7 +19,8 @@ from torch import Tensor
 from cloister_client.dataset import NewRows
 from cloister_client.released import Released
 from cloister_shared import durable
-from cloister_shared.schema import Classes, Effect, Itself, Schema, TextFeature, VectorFeature, blocks, columns
+from cloister_shared.inputs import blocks, columns
+from cloister_shared.schema import Classes, Effect, Itself, Schema, TextFeature, VectorFeature
 
 STEPS, SHUFFLES, AT_ONCE = 32, 5, 256
 

@@ -25,6 +25,7 @@ from cloister_client.encoders.scalars import NO, YES, word
 from cloister_client.site_file import SOURCES, Converted
 from cloister_client.units import factor
 from cloister_shared.errors import DataRefused
+from cloister_shared.inputs import scalars
 from cloister_shared.schema import (
     Binary,
     BooleanFeature,
@@ -33,7 +34,6 @@ from cloister_shared.schema import (
     NumberFeature,
     Schema,
     SeriesFeature,
-    scalars,
     target_columns,
 )
 

@@ -22,11 +22,12 @@ from cloister_client.site_file import SiteFile, read_site
 from cloister_client.unusual import Usual, usual
 from cloister_shared.combat import Constants
 from cloister_shared.errors import CohortTooSmall, DataRefused, WeightsBroken
+from cloister_shared.inputs import columns, scalars
 from cloister_shared.layout import gathered, layout_of, with_weights
 from cloister_shared.model_file import WEIGHTS, Model
 from cloister_shared.objective import objective_of
 from cloister_shared.plan import StudyPlan
-from cloister_shared.schema import Itself, Schema, SeriesFeature, columns, scalars
+from cloister_shared.schema import Itself, Schema, SeriesFeature
 from cloister_shared.tally import Numbers
 
 

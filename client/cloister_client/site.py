@@ -34,6 +34,7 @@ from cloister_client.privacy import (
 from cloister_client.secure import SecureSum
 from cloister_client.spending import Spending
 from cloister_client.statistics import noisy_readiness, noisy_risks, noisy_statistics
+from cloister_client.tickets import require
 from cloister_client.train import sgd, train
 from cloister_shared.budget import Event
 from cloister_shared.charges import evaluation_event, readiness_event, statistics_event, training_event
@@ -321,38 +322,11 @@ class Site:
             TicketRefused: it is for another plan, hospital or round, or its vectors are not what the work needs.
             UpdateRefused: the hospital has more rows than the plan allows.
         """
-        header, plan = ticket.header, self.plan
-        consent(self.dataset.policy, plan, self.name)
-        if header.plan != self._digest:
-            raise TicketRefused(
-                f"The ticket is for plan {header.plan[:12]}; {self.name} approved {self._digest[:12]}.",
-                mend="Send the plan to the hospital for approval first.",
-            )
-        if header.site != self.name:
-            raise TicketRefused(f"The ticket is addressed to {header.site}.", mend=f"This is {self.name}.")
-        first = dict.fromkeys(("advertise", "readiness", "statistics"), range(1))
-        rounds = {**first, "train": range(1, plan.rounds + 1)}
-        if header.round not in rounds.get(kind, range(plan.rounds + 1, plan.rounds + 2)):
-            raise TicketRefused(
-                f"Round {header.round} of {plan.rounds} has no work called {kind}.", mend="Correct the coordinator."
-            )
-        wanted = {"train": {"model", "control"}, "evaluate": {"model"}}.get(kind, set[str]())
-        if not isinstance(plan.strategy, Scaffold):
-            wanted -= {"control"}
-        if set(ticket.vectors) != wanted:
-            raise TicketRefused(
-                f"The ticket holds {', '.join(sorted(ticket.vectors)) or 'no vectors'}, not"
-                f" {', '.join(sorted(wanted)) or 'none'}.",
-                mend="Correct the coordinator.",
-            )
-        for name, vector in ticket.vectors.items():
-            if vector.size != self.layout.size or not np.isfinite(vector).all():
-                raise TicketRefused(
-                    f"The ticket's {name} is not {self.layout.size} finite numbers.", mend="Correct the coordinator."
-                )
+        consent(self.dataset.policy, self.plan, self.name)
+        require(ticket, kind, self.plan, self._digest, self.name, self.layout.size)
         if kind == "advertise" and self.secure is None:
             raise TicketRefused("The plan has no secure sum.", mend="Correct the coordinator.")
-        if len(self.dataset.train) > plan.cohort.max_rows:  # before epsilon is spent on what would not count
+        if len(self.dataset.train) > self.plan.cohort.max_rows:  # before epsilon is spent on what would not count
             raise UpdateRefused(f"{self.name} has more rows than the plan's cohort.max_rows.")
         if kind not in ("advertise", "readiness") and self.secure:
             self.secure.admit(ticket)

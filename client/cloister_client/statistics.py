@@ -15,10 +15,10 @@ from cloister_client.dataset import Rows
 from cloister_shared import combat, noise, readiness, tally
 from cloister_shared.budget import Event
 from cloister_shared.charges import part_of, readiness_event, statistics_event
+from cloister_shared.inputs import columns, numbers
 from cloister_shared.noise import Entropy
 from cloister_shared.outcomes.outcome import cells
 from cloister_shared.plan import StudyPlan
-from cloister_shared.schema import columns, numbers
 from cloister_shared.tally import Numbers
 
 Vector = NDArray[np.float64]

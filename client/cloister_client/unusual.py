@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cloister_shared.schema import Schema, blocks, columns
+from cloister_shared.inputs import blocks, columns
+from cloister_shared.schema import Schema
 
 LEAST = 50
 """Training rows without which nothing is said."""

@@ -6,8 +6,8 @@ import numpy as np
 
 from cloister_shared import combat, tally
 from cloister_shared.combat import Array, Constants, Moments
+from cloister_shared.inputs import numbers
 from cloister_shared.plan import StudyPlan
-from cloister_shared.schema import numbers
 
 
 def pooled(plan: StudyPlan, sums: Moments) -> Constants:

@@ -1,14 +1,13 @@
 """One round, top to bottom: invite, send, collect, unmask, step, record.
 
 Replies are added up as they come, into one vector; the model itself stands on disk meanwhile. So a round needs
-the memory of one sum and two replies, however many hospitals answer.
+the memory of one sum and one reply, however many hospitals answer.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TypeVar
@@ -27,12 +26,9 @@ from cloister_shared.errors import ReplyRejected
 from cloister_shared.layout import Layout
 from cloister_shared.plan import FedAdam, Scaffold, StudyPlan
 from cloister_shared.tally import kind_of
-from cloister_shared.wire import Ticket, TicketHeader, octets_of, pack, pack_vectors, unpack_reply
+from cloister_shared.wire import Ticket, TicketHeader, pack, pack_vectors, unpack_reply
 
 Who = TypeVar("Who", int, str)
-
-_LARGE = 2**20
-"""Octets of a reply from which on checking it takes longer than handing it to a thread."""
 
 KINDS = {"statistics": "query.statistics", "train": "train", "evaluate": "evaluate"}
 
@@ -177,51 +173,23 @@ def collect(
     Returns who gave no valid reply, and why: an error, a reply that ``accept`` rejects, or silence.
     """
     waiting, rejected, waited = dict(sent), dict[Who, str](), 0.0
-
-    def take(who: Who, message: Message) -> None:
-        if message.has_error():
-            rejected[who] = message.error.reason or f"error {message.error.code}"
-            return
-        try:
-            accept(who, message)
-        except ReplyRejected as odd:
-            rejected[who] = str(odd)
-
-    with _Beside() as beside:
-        while waiting and waited < timeout:
-            arrived, began = False, time.monotonic()
-            for message in grid.pull_messages(list(waiting)):
-                arrived = True
-                who = waiting.pop(message.metadata.reply_to_message_id)
-                beside.run(partial(take, who, message), octets_of(message))
-                del message
-            if not arrived:
-                time.sleep(0.01)
-                waited += time.monotonic() - began
+    while waiting and waited < timeout:
+        arrived, began = False, time.monotonic()
+        for message in grid.pull_messages(list(waiting)):
+            arrived = True
+            who = waiting.pop(message.metadata.reply_to_message_id)
+            if message.has_error():
+                rejected[who] = message.error.reason or f"error {message.error.code}"
+            else:
+                try:
+                    accept(who, message)
+                except ReplyRejected as odd:
+                    rejected[who] = str(odd)
+            del message  # before the next one is pulled, so that one reply is held at a time
+        if not arrived:
+            time.sleep(0.01)
+            waited += time.monotonic() - began
     return rejected | dict.fromkeys(waiting.values(), f"no answer within {timeout:g} s")
-
-
-class _Beside:
-    """One thing at a time beside the caller, if it is large: a reply is checked while the next one is read."""
-
-    def __init__(self) -> None:
-        self._pool, self._last = ThreadPoolExecutor(1), Future[None]()
-        self._last.set_result(None)
-
-    def __enter__(self) -> _Beside:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
-        self._last.result()
-
-    def run(self, work: Callable[[], None], size: int) -> None:
-        """Do it when the one before is done; at once if it is small, since a thread takes longer than that."""
-        self._last.result()
-        if size < _LARGE:
-            work()
-        else:
-            self._last = self._pool.submit(work)
 
 
 def step(study: Study, number: int, mean: Mean) -> Checkpoint:

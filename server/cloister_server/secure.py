@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cloister_server.cores import POOL, each
 from cloister_server.total import Glimpse, Mean, decoded, require_quorum
 from cloister_shared import masking, tally
 from cloister_shared.envelope import Roster
@@ -79,7 +79,7 @@ class MaskedTotal:
             raise ReplyRejected(refusal.said) from None
         if (said.site, said.transcript) != (site, self.transcript):
             raise ReplyRejected("the reply was made under other terms")
-        if said.masked != digest_of(octets, _CORES):
+        if said.masked != digest_of(octets, POOL):
             raise ReplyRejected("the reply is not the one that was signed: it changed on the way")
         encoding = encoding_of(self.plan)
         if "update" in octets and self._glimpse is None:
@@ -232,8 +232,6 @@ class MaskedTotal:
         return seed
 
 
-_CORES = ThreadPoolExecutor(4, "core")
-"""While a coordinator adds up large replies, nobody else on its machine has much to do."""
 _TALLY = Encoding(32, 1.0, 0)
 _GLIMPSE = 200
 
@@ -245,5 +243,4 @@ def _take_off(ring: Ring, seeds: Sequence[tuple[bytes, int]], start: int) -> Non
     def add(at: int) -> None:
         Masks(seeds, start + 4 * at).add_to(ring[at : at + part])
 
-    parts = range(0, ring.size, part)
-    list(_CORES.map(add, parts) if len(parts) > 1 else map(add, parts))
+    each(add, range(0, ring.size, part))

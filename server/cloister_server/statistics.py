@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from cloister_server.combat import pooled
 from cloister_shared import combat, tally
 from cloister_shared.combat import Constants
+from cloister_shared.inputs import numbers, vectors
 from cloister_shared.outcomes.binary import of_counts
 from cloister_shared.plan import StudyPlan
-from cloister_shared.schema import numbers, vectors
 
 
 class Seen(TypedDict):

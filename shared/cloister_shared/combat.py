@@ -17,8 +17,9 @@ from itertools import combinations_with_replacement
 import numpy as np
 from numpy.typing import NDArray
 
+from cloister_shared.inputs import Column, columns, numbers
 from cloister_shared.plan import StudyPlan
-from cloister_shared.schema import CategoryFeature, Column, NumberFeature, columns, numbers
+from cloister_shared.schema import CategoryFeature, NumberFeature
 
 Array = NDArray[np.float64]
 Constants = tuple[tuple[float, ...], ...]

@@ -23,11 +23,11 @@ from cloister_shared import durable, envelope
 from cloister_shared.combat import Constants
 from cloister_shared.envelope import Identity, Roster
 from cloister_shared.errors import EnvelopeRefused, WeightsBroken
+from cloister_shared.inputs import columns
 from cloister_shared.layout import layout_of, trained, weights_of
 from cloister_shared.model_card import card
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_text import guarantee, privacy
-from cloister_shared.schema import columns
 from cloister_shared.tally import Numbers
 from cloister_shared.terms import Terms
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from cloister_shared.combat_rules import broken_harmonisation
+from cloister_shared.inputs import numbers
 from cloister_shared.plan import FedAdam, FedProx, Krum, Mechanism, Median, Scaffold, StudyPlan, TrimmedMean
-from cloister_shared.schema import Binary, ImageFeature, numbers, target_columns
+from cloister_shared.schema import Binary, ImageFeature, target_columns
 from cloister_shared.schema_rules import broken_schema
 from cloister_shared.tasks.cox import Cox
 from cloister_shared.tasks.synthetic import Synthetic

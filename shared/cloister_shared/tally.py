@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from cloister_shared import combat
 from cloister_shared.charges import statistics_event
+from cloister_shared.inputs import columns, numbers
 from cloister_shared.outcomes.outcome import cells, outcome_of
 from cloister_shared.plan import StudyPlan
-from cloister_shared.schema import columns, numbers
 
 Kind = Literal["statistics", "train", "evaluate"]
 Numbers = dict[str, float | None]

@@ -27,11 +27,11 @@ from cloister_client.connectors.connector import open_records
 from cloister_client.dataset import load_dataset, normalised
 from cloister_server.strategies import STRATEGIES, State, averaged, fedadam_without_noise, update_variance
 from cloister_shared.budget import calibrate
+from cloister_shared.inputs import columns, numbers, plan_constants
 from cloister_shared.layout import gathered, initial_model, layout_of
 from cloister_shared.outcomes.binary import auroc
 from cloister_shared.plan import FedAdam, FedAvg, FedAvgM, StudyPlan
 from cloister_shared.plan_file import amend
-from cloister_shared.schema import columns, numbers, plan_constants
 from cloister_simulations.generated import GeneratedEhr
 from cloister_simulations.hospitals import build
 from cloister_simulations.scenario import read_scenario

@@ -14,9 +14,9 @@ from cloister_client.site import own_constants
 from cloister_client.statistics import noisy_statistics
 from cloister_server.statistics import constants
 from cloister_shared import tally
+from cloister_shared.inputs import columns, numbers, plan_constants
 from cloister_shared.noise import keystream
 from cloister_shared.plan import StudyPlan
-from cloister_shared.schema import columns, numbers, plan_constants
 
 
 def pooled(plan: StudyPlan, datasets: Mapping[str, Dataset]) -> tuple[Rows, dict[str, Rows]]:

@@ -21,12 +21,12 @@ from cloister_client.dataset import Rows, load_dataset, normalised
 from cloister_server.store import Store
 from cloister_shared import durable
 from cloister_shared.errors import DataRefused
+from cloister_shared.inputs import columns, numbers, plan_constants
 from cloister_shared.layout import gathered, initial_model, layout_of
 from cloister_shared.networks.synthesis import Part, one_hot, values_of
 from cloister_shared.outcomes.binary import auroc
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend
-from cloister_shared.schema import columns, numbers, plan_constants
 from cloister_shared.tasks.synthetic import Synthetic, parts
 from cloister_simulations.federation import Arm, plan_for
 from cloister_simulations.scenario import Scenario

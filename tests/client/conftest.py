@@ -12,9 +12,9 @@ from cloister_client.consent import ANY
 from cloister_client.dataset import Dataset, Rows
 from cloister_client.quality import QualityReport
 from cloister_client.site import Site
+from cloister_shared.inputs import columns
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend, read_plan
-from cloister_shared.schema import columns
 from cloister_shared.wire import Ticket, TicketHeader
 from cloister_simulations.site_folder import grant
 

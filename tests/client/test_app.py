@@ -33,10 +33,10 @@ from cloister_shared.errors import (
     UpdateRefused,
     WeightsBroken,
 )
+from cloister_shared.inputs import columns
 from cloister_shared.outcomes.binary import auroc
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend
-from cloister_shared.schema import columns
 from cloister_shared.wire import FAILED, REFUSED, Ticket, TicketHeader, pack, pack_vectors, unpack_reply
 from cloister_simulations.site_folder import grant
 

@@ -14,9 +14,9 @@ from cloister_server.statistics import constants
 from cloister_shared import charges, combat, tally
 from cloister_shared.budget import epsilon
 from cloister_shared.errors import TicketRefused
+from cloister_shared.inputs import numbers
 from cloister_shared.noise import reproducible
 from cloister_shared.plan_file import read_plan
-from cloister_shared.schema import numbers
 from cloister_shared.wire import Ticket, TicketHeader
 
 PLAN = """

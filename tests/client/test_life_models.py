@@ -9,13 +9,13 @@ from cloister_client.dataset import Rows
 from cloister_client.privacy import Units, dp_sgd
 from cloister_client.train import train
 from cloister_shared.budget import Event
+from cloister_shared.inputs import width
 from cloister_shared.layout import gathered, layout_of, untrained
 from cloister_shared.noise import keystream
 from cloister_shared.objective import objective_of
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import Source, amend, parse, read_plan
 from cloister_shared.plan_rules import broken
-from cloister_shared.schema import width
 
 PLAN = """\
 study: one-of-each

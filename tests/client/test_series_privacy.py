@@ -10,12 +10,13 @@ from cloister_client.dataset import Rows
 from cloister_client.privacy import dp_sgd
 from cloister_client.train import train
 from cloister_shared.charges import training_event
+from cloister_shared.inputs import width
 from cloister_shared.layout import gathered, initial_model, layout_of
 from cloister_shared.noise import reproducible
 from cloister_shared.objective import objective_of
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend, read_plan
-from cloister_shared.schema import Itself, width
+from cloister_shared.schema import Itself
 
 STEPS, CHANNELS, N = 6, 3, 11
 PLAN = """\

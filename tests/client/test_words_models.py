@@ -15,13 +15,14 @@ from cloister_client.privacy import Units, dp_sgd
 from cloister_client.quality import ColumnReport
 from cloister_shared import charges
 from cloister_shared.errors import PlanRefused
+from cloister_shared.inputs import width
 from cloister_shared.layout import PRETRAINED, initial_model, layout_of, untrained
 from cloister_shared.noise import reproducible
 from cloister_shared.objective import objective_of
 from cloister_shared.outcomes.outcome import outcome_of
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend, read_plan
-from cloister_shared.schema import MoleculeFeature, TextFeature, width
+from cloister_shared.schema import MoleculeFeature, TextFeature
 
 PLAN = """\
 study: words

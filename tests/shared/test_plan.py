@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cloister_shared.errors import PlanRefused
+from cloister_shared.inputs import columns, numbers, plan_constants, width
 from cloister_shared.plan import FedAvg, FedAvgM, StudyPlan
 from cloister_shared.plan_file import Source, amend, load, parse, read_plan
 from cloister_shared.plan_rules import broken
 from cloister_shared.plan_text import summary
-from cloister_shared.schema import columns, numbers, plan_constants, width
 
 ROOT = Path(__file__).resolve().parents[2]
 SOUND = (ROOT / "tests/vectors/plan/sound.yaml.txt").read_text(encoding="utf-8").partition("---\n")[2]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cloister_shared.errors import PlanRefused
+from cloister_shared.inputs import width
 from cloister_shared.layout import initial_model
 from cloister_shared.networks.sequences import carried_forward, squashed, summaries
 from cloister_shared.networks.usual import PACE, loss_with_alarm
@@ -16,7 +17,6 @@ from cloister_shared.outcomes.judging import judge
 from cloister_shared.outcomes.outcome import outcome_of
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend, read_plan
-from cloister_shared.schema import width
 
 STEPS, CHANNELS = 5, 2
 PLAN = """\

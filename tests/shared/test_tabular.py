@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from cloister_shared.inputs import columns
 from cloister_shared.layout import initial_model, layout_of
 from cloister_shared.networks import losses
 from cloister_shared.networks.dense import GROUP, StandardisedLinear
 from cloister_shared.plan import StudyPlan
 from cloister_shared.plan_file import amend, read_plan
-from cloister_shared.schema import columns
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = read_plan((ROOT / "tests/vectors/plan/sound.yaml.txt").read_text(encoding="utf-8").partition("---\n")[2])

@@ -142,7 +142,7 @@ def test_local_layers_stay_and_fine_tuning_is_reported_apart(small, folder):
     shared = model(scenario, folder).size
     kept = (folder / "seed-0" / "federated" / "sites").glob("*/*.local-*.safetensors")
     assert {path.parent.name for path in kept} == set(result.sites)
-    from cloister_shared.schema import columns
+    from cloister_shared.inputs import columns
 
     width = len(columns(scenario.plan.table))
     assert shared == width * 6 + 6 + 6 + 1  # the norm's four vectors of 6 are not in it

@@ -10,8 +10,8 @@ from cloister_client.connectors.connector import open_records
 from cloister_client.dataset import load_dataset
 from cloister_server.store import Store
 from cloister_shared.combat import harmonised
+from cloister_shared.inputs import columns
 from cloister_shared.plan_file import amend
-from cloister_shared.schema import columns
 from cloister_simulations.federation import Arm, Options, compare, plan_for
 from cloister_simulations.generated import GeneratedEhr
 from cloister_simulations.scenario import read_scenario

@@ -18,16 +18,8 @@ from cloister_client.connectors.waveforms import stretches
 from cloister_client.site_file import Converted, SiteFile
 from cloister_client.units import factor
 from cloister_shared.errors import DataRefused
-from cloister_shared.schema import (
-    Channel,
-    NumberFeature,
-    Schema,
-    SeriesFeature,
-    Shaped,
-    numbers,
-    scalars,
-    target_columns,
-)
+from cloister_shared.inputs import numbers, scalars
+from cloister_shared.schema import Channel, NumberFeature, Schema, SeriesFeature, Shaped, target_columns
 
 if TYPE_CHECKING:
     import pandas as pd

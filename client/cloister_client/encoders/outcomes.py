@@ -12,6 +12,7 @@ from cloister_client.encoders import image
 from cloister_client.encoders.scalars import boolean, quantity, word, words
 from cloister_client.quality import ColumnReport, QualityReport, note
 from cloister_client.site_file import PictureTerms
+from cloister_shared.inputs import blocks, plan_constants
 from cloister_shared.schema import (
     Binary,
     Classes,
@@ -24,8 +25,6 @@ from cloister_shared.schema import (
     Schema,
     SeriesFeature,
     Survival,
-    blocks,
-    plan_constants,
 )
 
 if TYPE_CHECKING:

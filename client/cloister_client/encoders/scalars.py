@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloister_client.quality import ColumnReport, note
-from cloister_shared.schema import BooleanFeature, CategoryFeature, Column, NumberFeature
+from cloister_shared.inputs import Column
+from cloister_shared.schema import BooleanFeature, CategoryFeature, NumberFeature
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloister_client.quality import ColumnReport, note
-from cloister_shared.schema import SeriesFeature, plan_constants
+from cloister_shared.inputs import plan_constants
+from cloister_shared.schema import SeriesFeature
 
 
 def encode(feature: SeriesFeature, cells: NDArray[Any], report: ColumnReport) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ than it may is refused before it gets any.
 from __future__ import annotations
 
 import json
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, Metadata,
 from flwr.app.message import make_message
 from flwr.proto.message_pb2 import Message as MessageProto
 
+from cloister_server.cores import each
 from cloister_server.link.letters import named
 
 LONGEST = 2000
@@ -64,11 +66,9 @@ class Reader:
         order = [chunks[index] for index in said["arraychunk_ids"]]
         size = sum(length for _, _, length in order)
         self._take(size)  # one chunk may be named many times
-        data, at = np.empty(size, np.uint8).data, 0
-        for path, begin, length in order:
-            with path.open("rb") as file:
-                file.seek(begin)
-                at += file.readinto(data[at : at + length])
+        data = np.empty(size, np.uint8).data
+        begins = accumulate((length for _, _, length in order), initial=0)
+        each(_read, [(path, at, data[to : to + length]) for (path, at, length), to in zip(order, begins, strict=False)])
         array = Array(str(said["dtype"]), tuple(said["shape"]), str(said["stype"]), b"")
         array.data = data  # pyright: ignore[reportAttributeAccessIssue] : Flower's bytes would be a second copy
         return array
@@ -99,3 +99,11 @@ class Reader:
         self._left -= octets
         if self._left < 0:
             raise ValueError("it is larger than a reply to this message may be")
+
+
+def _read(part: tuple[Path, int, memoryview]) -> None:
+    path, begin, into = part
+    with path.open("rb") as file:
+        file.seek(begin)
+        if file.readinto(into) != len(into):
+            raise ValueError("a chunk is shorter than it was")

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cloister_shared.inputs import Block
 from cloister_shared.networks.dense import perceptron
-from cloister_shared.schema import Block, ImageFeature, SeriesFeature, TextFeature
+from cloister_shared.schema import ImageFeature, SeriesFeature, TextFeature
 
 CHANNELS = 8
 """Of the first convolution; the second has twice as many."""

@@ -14,7 +14,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from cloister_shared.schema import Schema, blocks, width
+from cloister_shared.inputs import blocks, width
+from cloister_shared.schema import Schema
 
 CLOSE = 1e-4
 """How far the file's outputs may be from the network's, as a share of the largest."""

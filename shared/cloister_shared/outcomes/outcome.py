@@ -8,23 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cloister_shared.inputs import blocks, plan_constants
 from cloister_shared.outcomes import binary, effect, itself, mask, quantity, several, survival
 from cloister_shared.outcomes.judging import Array, Metric
 from cloister_shared.outcomes.words import meaning, title
-from cloister_shared.schema import (
-    Binary,
-    Classes,
-    Effect,
-    Itself,
-    Labels,
-    Mask,
-    Quantity,
-    Schema,
-    Survival,
-    Target,
-    blocks,
-    plan_constants,
-)
+from cloister_shared.schema import Binary, Classes, Effect, Itself, Labels, Mask, Quantity, Schema, Survival, Target
 
 __all__ = ["Dense", "Outcome", "cells", "meaning", "outcome_of", "outputs", "title"]
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from cloister_shared.schema import Schema, Shaped, Survival, width
+from cloister_shared.inputs import width
+from cloister_shared.schema import Schema, Shaped, Survival
 from cloister_shared.tasks.task import TaskTerms
 from cloister_shared.terms import Broken, Count
 

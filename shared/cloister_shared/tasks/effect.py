@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from cloister_shared.schema import Schema, Shaped, width
+from cloister_shared.inputs import width
+from cloister_shared.schema import Schema, Shaped
 from cloister_shared.tasks.task import TaskTerms
 from cloister_shared.terms import Broken, Count
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from cloister_shared.inputs import width
 from cloister_shared.outcomes.outcome import outputs
-from cloister_shared.schema import Schema, Shaped, VectorFeature, width
+from cloister_shared.schema import Schema, Shaped, VectorFeature
 from cloister_shared.tasks.task import TaskTerms
 from cloister_shared.terms import Broken, Count, Positive
 

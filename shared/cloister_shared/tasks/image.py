@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from cloister_shared.inputs import Block, blocks
 from cloister_shared.noise import Entropy
 from cloister_shared.outcomes.outcome import outputs
-from cloister_shared.schema import Block, ImageFeature, Schema, blocks
+from cloister_shared.schema import ImageFeature, Schema
 from cloister_shared.tasks.task import Augment, Augmentation, TaskTerms
 from cloister_shared.terms import Broken, Count
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from cloister_shared.schema import Schema, columns
+from cloister_shared.inputs import columns
+from cloister_shared.schema import Schema
 from cloister_shared.tasks.series import not_one_series, the_series
 from cloister_shared.tasks.task import TaskTerms
 from cloister_shared.terms import Broken

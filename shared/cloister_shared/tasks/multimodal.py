@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from cloister_shared.inputs import blocks, columns
 from cloister_shared.outcomes.outcome import outputs
-from cloister_shared.schema import ImageFeature, MoleculeFeature, Schema, blocks, columns
+from cloister_shared.schema import ImageFeature, MoleculeFeature, Schema
 from cloister_shared.tasks.task import TaskTerms
 from cloister_shared.terms import Broken, Count
 

@@ -13,15 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from cloister_shared.schema import (
-    BooleanFeature,
-    CategoryFeature,
-    NumberFeature,
-    Schema,
-    Shaped,
-    plan_constants,
-    scalars,
-)
+from cloister_shared.inputs import plan_constants, scalars
+from cloister_shared.schema import BooleanFeature, CategoryFeature, NumberFeature, Schema, Shaped
 from cloister_shared.tasks.task import TaskTerms
 from cloister_shared.terms import Broken, Category, Count
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from cloister_shared.inputs import columns, width
 from cloister_shared.noise import Entropy, gaussians
 from cloister_shared.outcomes.outcome import outputs
-from cloister_shared.schema import Schema, Shaped, columns, width
+from cloister_shared.schema import Schema, Shaped
 from cloister_shared.tasks.task import Augment, Augmentation, TaskTerms
 from cloister_shared.terms import Broken, Count
 

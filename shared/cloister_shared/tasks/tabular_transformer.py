@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from cloister_shared.inputs import columns
 from cloister_shared.outcomes.outcome import outputs
-from cloister_shared.schema import Schema, Shaped, columns
+from cloister_shared.schema import Schema, Shaped
 from cloister_shared.tasks.task import TaskTerms
 from cloister_shared.terms import Broken
 

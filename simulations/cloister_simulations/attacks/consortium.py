@@ -23,9 +23,9 @@ from cloister_server.store import Store
 from cloister_server.total import Mean
 from cloister_shared import masking
 from cloister_shared.envelope import Identity, read_identity
+from cloister_shared.inputs import columns
 from cloister_shared.masking import Masks, encoding_of
 from cloister_shared.plan_file import amend, read_plan
-from cloister_shared.schema import columns
 from cloister_shared.tally import kind_of
 from cloister_shared.wire import REFUSED, Reply, Ticket, TicketHeader, UnmaskHeader, pack, pack_vectors, unpack_reply
 from cloister_simulations.grid import InProcessGrid
