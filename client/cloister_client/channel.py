@@ -12,8 +12,6 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 _HEAD = struct.Struct(">IQ")
 _MOST = 2**34
 """Octets of a frame: far more than any array has."""
@@ -55,6 +53,8 @@ def receive(end: int) -> Frame:
 
 
 def _read(end: int, count: int) -> memoryview:
+    import numpy as np  # not before the training process has said how many threads it may have
+
     view, at = np.empty(count, np.uint8).data, 0  # which, unlike a bytearray, is not filled with zeros first
     while at < count:
         got = os.readv(end, [view[at:]])

@@ -9,10 +9,10 @@ from typing import TypeVar
 A = TypeVar("A")
 B = TypeVar("B")
 
-POOL = ThreadPoolExecutor(4, "core")
+_POOL = ThreadPoolExecutor(4, "core")
 
 
 def each(work: Callable[[A], B], things: Iterable[A]) -> list[B]:
     """What ``work``, most of which numpy or a system call does, makes of each; of several, side by side."""
     things = list(things)
-    return list(POOL.map(work, things) if len(things) > 1 else map(work, things))
+    return list(_POOL.map(work, things) if len(things) > 1 else map(work, things))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cloister_server.cores import POOL, each
+from cloister_server.cores import each
 from cloister_server.total import Glimpse, Mean, decoded, require_quorum
 from cloister_shared import masking, tally
 from cloister_shared.envelope import Roster
@@ -79,7 +79,7 @@ class MaskedTotal:
             raise ReplyRejected(refusal.said) from None
         if (said.site, said.transcript) != (site, self.transcript):
             raise ReplyRejected("the reply was made under other terms")
-        if said.masked != digest_of(octets, POOL):
+        if said.masked != digest_of(octets, each):
             raise ReplyRejected("the reply is not the one that was signed: it changed on the way")
         encoding = encoding_of(self.plan)
         if "update" in octets and self._glimpse is None:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -197,12 +197,11 @@ class Masks:
         They begin ``start`` octets into it: a long mask can be taken off in several places at once.
         """
         blocks, odd = divmod(start, 16)
-        self._streams = [
-            (Cipher(algorithms.AES(seed), modes.CTR(blocks.to_bytes(16))).encryptor(), [np.subtract, np.add][sign > 0])
-            for seed, sign in seeds
-        ]
-        for stream, _ in self._streams:
+        self._streams = list[tuple[CipherContext, np.ufunc]]()
+        for seed, sign in seeds:
+            stream = Cipher(algorithms.AES(seed), modes.CTR(blocks.to_bytes(16))).encryptor()
             stream.update(bytes(odd))
+            self._streams.append((stream, np.add if sign > 0 else np.subtract))
         self._bytes = bytearray()
 
     def add_to(self, ring: Ring) -> None:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -146,10 +145,13 @@ class Reply:
     octets: Octets = field(default_factory=Octets)
 
 
-def digest_of(vectors: Mapping[str, NDArray[Any]], pool: Executor | None = None) -> str:
+Each = Callable[[Callable[[memoryview], bytes], Iterable[memoryview]], Iterable[bytes]]
+
+
+def digest_of(vectors: Mapping[str, NDArray[Any]], each: Each = map) -> str:
     """SHA-256 over named vectors, in the order of their names: of each over the SHA-256 of its pieces of 4 MiB.
 
-    A ``pool`` of threads hashes the pieces of a large one side by side.
+    ``each`` is ``map``, or what hashes several pieces at once.
     """
     hashed = hashlib.sha256()
     for name in sorted(vectors):
@@ -157,8 +159,7 @@ def digest_of(vectors: Mapping[str, NDArray[Any]], pool: Executor | None = None)
         # The length stands before the pieces, so that no other vectors run together into the same ones.
         hashed.update(json.dumps([name, vector.size]).encode())
         octets = vector.view(np.uint8).data
-        pieces = [octets[at : at + _PIECE] for at in range(0, len(octets), _PIECE)]
-        for digest in pool.map(_hash, pieces) if pool and len(pieces) > 1 else map(_hash, pieces):
+        for digest in each(_hash, [octets[at : at + _PIECE] for at in range(0, len(octets), _PIECE)]):
             hashed.update(digest)
     return hashed.hexdigest()
 
@@ -179,12 +180,6 @@ def pack_vectors(*named: Mapping[str, NDArray[Any]]) -> ArrayRecord:
 def pack(header: TicketHeader | UnmaskHeader | ReplyHeader, vectors: ArrayRecord) -> RecordDict:
     """A ticket's or reply's content."""
     return RecordDict({"vectors": vectors, "header": ConfigRecord({"json": header.model_dump_json()})})
-
-
-def octets_of(message: Message) -> int:
-    """How many octets the vectors of a message hold; 0 of an error."""
-    records = message.content.values() if message.has_content() else ()
-    return sum(len(array.data) for record in records if isinstance(record, ArrayRecord) for array in record.values())
 
 
 def sign(identity: Identity, said: Advert | Statement) -> str:

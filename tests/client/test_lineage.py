@@ -138,19 +138,14 @@ def test_held_out_rows_are_said_to_be_held_out(hospital):
     assert "keeps what it learned" not in said
 
 
-def test_who_is_held_out_was_counted_where_the_plan_asks_for_readiness(hospital):
-    asks = PLAN + "readiness: {}\n"
-    site = hospital.opens(asks)
-    site.readiness(ticket(site, 0))
-    hospital.list.write_text(f"{HELD_OUT}\n")
-    assert "rows of 1 patient, in the sums and counts before round 1" in hospital.says()
-
-
-def test_sums_for_the_scale_are_over_training_rows_alone(hospital):
-    asks = PLAN + "normalisation: {method: federated}\n"
-    site = hospital.opens(asks)
-    site.statistics(ticket(site, 0))
-    hospital.list.write_text(f"{HELD_OUT}\n{TRAINED}\n")
+@pytest.mark.parametrize(
+    ("terms", "withdrawn"),
+    [("readiness: {}", [HELD_OUT]), ("normalisation: {method: federated}", [HELD_OUT, TRAINED])],
+)
+def test_readiness_counts_who_is_held_out_and_the_sums_for_the_scale_do_not(hospital, terms, withdrawn):
+    site = hospital.opens(f"{PLAN}{terms}\n")
+    (site.readiness if "readiness" in terms else site.statistics)(ticket(site, 0))
+    hospital.list.write_text("\n".join(withdrawn))
     assert "rows of 1 patient, in the sums and counts before round 1" in hospital.says()
 
 

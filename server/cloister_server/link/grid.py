@@ -12,7 +12,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from flwr.app import Error, Message, Metadata, RecordDict
+from flwr.app import ArrayRecord, Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.common.constant import ErrorCode
 from flwr.proto.fleet_pb2 import PullMessagesResponse
@@ -24,7 +24,6 @@ from cloister_server.link.letters import Letter
 from cloister_server.link.served import served_for
 from cloister_shared.errors import LinkLost
 from cloister_shared.parcel import Packing, names
-from cloister_shared.wire import octets_of
 
 if TYPE_CHECKING:
     from cloister_server.link.state import Link
@@ -96,7 +95,7 @@ class LinkGrid(Grid):
             message.metadata.__dict__["_message_id"] = name
             told = PullMessagesResponse(messages_list=[said], message_object_trees=[tree])
             letters.append(Letter(node, name, told.SerializeToString(), names(tree)))
-            self._sent[name] = message.metadata, SLACK + 8 * octets_of(message)
+            self._sent[name] = message.metadata, SLACK + 8 * _octets(message)
         self._link.letters.post(self._run.run_id, letters, packing.objects)
         del packing  # a model's octets once more
         with self._link.state.session():
@@ -177,3 +176,8 @@ def _metadata(asked: Metadata, reply: str) -> Metadata:
         ttl=asked.ttl,
         message_type=asked.message_type,
     )
+
+
+def _octets(message: Message) -> int:
+    records = [record for record in message.content.values() if isinstance(record, ArrayRecord)]
+    return sum(len(array.data) for record in records for array in record.values())

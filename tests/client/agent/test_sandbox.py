@@ -126,3 +126,8 @@ def test_each_call_has_the_number_that_the_kernel_gives_it():
     ours = {name: str(numbers[column]) for name, numbers in sandbox._DENIED.items() if name in known}
     assert ours == {name: known[name] for name in ours}
     assert len(ours) > 30
+
+
+def test_nothing_that_makes_threads_is_imported_before_it_is_said_how_many():
+    look = "import sys, cloister_client.child; print([name for name in ('numpy', 'torch') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout == "[]\n"
