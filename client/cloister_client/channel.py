@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +40,8 @@ def send(end: int, kind: str, octets: bytes | memoryview = b"", **said: Any) -> 
             left = left[os.write(end, left) :]
 
 
-def receive(end: int) -> Frame:
-    """The next thing said.
+def receive(end: int, head: Callable[[int], bytes] = lambda _: b"") -> Frame:
+    """The next thing said. Before its octets stands what ``head`` makes of their number.
 
     Raises:
         EOFError: the other end is gone.
@@ -49,13 +50,15 @@ def receive(end: int) -> Frame:
     if max(words, octets) > _MOST:
         raise EOFError("no frame")
     kind, said = json.loads(bytes(_read(end, words)))
-    return Frame(kind, said, _read(end, octets))
+    return Frame(kind, said, _read(end, octets, head(octets)))
 
 
-def _read(end: int, count: int) -> memoryview:
+def _read(end: int, count: int, head: bytes = b"") -> memoryview:
     import numpy as np  # not before the training process has said how many threads it may have
 
-    view, at = np.empty(count, np.uint8).data, 0  # which, unlike a bytearray, is not filled with zeros first
+    at, count = len(head), len(head) + count
+    view = np.empty(count, np.uint8).data  # which, unlike a bytearray, is not filled with zeros first
+    view[:at] = head
     while at < count:
         got = os.readv(end, [view[at:]])
         if not got:

@@ -129,6 +129,7 @@ def approved_site(folder: Path, digest: str, noise_seed: int | None = None) -> S
 
 def _serve(end: int, app: Callable[..., object]) -> None:
     """Answer the next message: with an error, or with a header and arrays, which the agent packs."""
+    from cloister_shared.parcel import cut
     from cloister_shared.wire import opened
 
     objects: dict[str, Octets] = {}
@@ -142,9 +143,11 @@ def _serve(end: int, app: Callable[..., object]) -> None:
     if isinstance(reply, tuple):
         return send(end, "error", reply[1].encode(), code=reply[0])
     header, arrays = opened(reply.content)
-    send(end, "reply", header.encode(), arrays=[(name, array.dtype, array.stype) for name, array in arrays.items()])
+    said = [(name, array.dtype, array.stype, len(array.data)) for name, array in arrays.items()]
+    send(end, "reply", header.encode(), arrays=said)
     for array in arrays.values():
-        send(end, "array", array.data)
+        for chunk in cut(array.data):
+            send(end, "chunk", chunk)
 
 
 def _answer(root: str, objects: dict[str, Octets], app: Callable[..., object]) -> Message | tuple[int, str]:

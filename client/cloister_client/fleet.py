@@ -53,7 +53,7 @@ from cloister_client.https import Answer, Https
 from cloister_client.membership import consortium_of, site_of
 from cloister_client.outage import lost, refused, unable
 from cloister_client.proxy import proxy_to
-from cloister_shared.carried import Download, download, upload
+from cloister_shared.carried import Download, Octets, download, upload
 from cloister_shared.certificates import client_context, public_key, read_key
 from cloister_shared.errors import CloisterError, EnrolmentRefused, KeyBroken, LinkLost, TicketRefused, VersionRefused
 from cloister_shared.parcel import Parcel, name_of, names
@@ -236,7 +236,7 @@ class Fleet:
         request: Any,
         more: Mapping[str, str] | None = None,
         patience: float = _ANSWER,
-        content: bytes | None = None,
+        content: Octets | None = None,
     ) -> Any:
         """Ask, and tell apart what can go wrong. ``content`` goes along with the request that uploads it."""
         verb, read = _ANSWERS[type(request)]

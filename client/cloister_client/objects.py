@@ -18,7 +18,7 @@ from flwr.proto.message_pb2 import Message as MessageProto
 
 from cloister_shared.carried import Octets
 from cloister_shared.errors import TicketRefused
-from cloister_shared.parcel import Packing, Parcel
+from cloister_shared.parcel import Delivered, Packing, Parcel, chunk_head
 
 _HEAD = 2**12
 """Octets in which an object that has no parts has said what it is."""
@@ -55,13 +55,22 @@ def inflated(root: str, objects: Mapping[str, Octets]) -> Message:
 def _array(objects: Mapping[str, Octets], name: str) -> Array:
     parts, body = _opened(objects, name, "Array")
     said: dict[str, Any] = json.loads(bytes(body))
-    each = [_opened(objects, part, "ArrayChunk")[1] for part in parts]
+    each = [_chunk(objects[part]) for part in parts]
     chunks = [each[at] for at in said["arraychunk_ids"]]
     (length,) = said["shape"]
     # Before it is put together: one chunk, named a million times, would be a large array.
     if sum(map(len, chunks)) != length * np.dtype(str(said["dtype"])).itemsize:
         raise ValueError("its length is not what it says")
-    return Array(str(said["dtype"]), (int(length),), str(said["stype"]), b"".join(chunks))
+    delivered = [(parts[at], len(each[at])) for at in said["arraychunk_ids"]]  # names that the agent looked at
+    return Delivered(str(said["dtype"]), str(said["stype"]), b"".join(chunks), delivered)
+
+
+def _chunk(content: Octets) -> memoryview:
+    head, end, _ = bytes(content[:_HEAD]).partition(b"\x00")
+    body = memoryview(content)[len(head + end) :]
+    if head + end != chunk_head(len(body)):
+        raise ValueError("not a whole chunk")
+    return body
 
 
 def _opened(objects: Mapping[str, Octets], name: str, kind: str) -> tuple[list[str], memoryview]:
@@ -78,17 +87,6 @@ def _opened(objects: Mapping[str, Octets], name: str, kind: str) -> tuple[list[s
 
 
 # --- what leaves --------------------------------------------------------------------------------------------
-def array(dtype: str, stype: str, octets: memoryview) -> Array:
-    """A flat array over these octets, of which Flower would make a copy.
-
-    Raises:
-        TypeError: there is no such type.
-    """
-    made = Array(dtype, (len(octets) // np.dtype(dtype).itemsize,), stype, b"")
-    made.data = octets  # pyright: ignore[reportAttributeAccessIssue]
-    return made
-
-
 def reply(message: bytes, header: str, arrays: Mapping[str, Array]) -> Parcel:
     """What the training process says to a message in Flower's protobuf, packed here: it names no object itself."""
     asked, vectors = message_from_proto(MessageProto.FromString(message)), ArrayRecord()
@@ -144,7 +142,7 @@ def contents(parcel: Parcel) -> Contents:
     parts = _said(parcel.objects, children[0], "RecordDict")
     if set(parts) != {"vectors", "header"}:
         raise ValueError("it has other parts than header and vectors")
-    header: dict[str, Any] = json.loads(str(ConfigRecord.inflate(parcel.objects[parts["header"]])["json"]))
+    header: dict[str, Any] = json.loads(str(ConfigRecord.inflate(bytes(parcel.objects[parts["header"]]))["json"]))
     arrays = _said(parcel.objects, parts["vectors"], "ArrayRecord")
     found = {name: _said(parcel.objects, array, "Array") for name, array in arrays.items()}
     vectors = tuple((name, str(array["dtype"]), int(array["shape"][0])) for name, array in sorted(found.items()))

@@ -21,10 +21,10 @@ from pathlib import Path
 
 from cloister_client.channel import Frame, receive, send
 from cloister_client.child import OUT_OF_MEMORY
-from cloister_client.objects import array, error_reply, reply
+from cloister_client.objects import error_reply, reply
 from cloister_shared.carried import Octets
 from cloister_shared.errors import ConsentRefused, TrainingLost
-from cloister_shared.parcel import Parcel
+from cloister_shared.parcel import CHUNK, Cut, Parcel, chunk_head
 
 log = logging.getLogger("cloister.agent")
 
@@ -111,8 +111,8 @@ class Trainer:
             if said.kind == "error":
                 return error_reply(message, int(said.said["code"]), bytes(said.octets).decode())
             arrays = {
-                str(name): array(str(dtype), str(stype), _expect(receive(end), "array").octets)
-                for name, dtype, stype in _expect(said, "reply").said["arrays"]
+                str(name): Cut(str(dtype), str(stype), int(octets), _chunks(end, int(octets)))
+                for name, dtype, stype, octets in _expect(said, "reply").said["arrays"]
             }
             return reply(message, bytes(said.octets).decode(), arrays)
         except (KeyError, TypeError, ValueError):  # whose text may quote it
@@ -205,6 +205,15 @@ class _Deadline:
     def _pass(self) -> None:
         self.passed = True
         self._process.kill()
+
+
+def _chunks(end: int, octets: int) -> list[memoryview]:
+    """The next chunks of an array of so many octets, as the objects that they are; each is read into its place."""
+    chunks = [_expect(receive(end, chunk_head), "chunk").octets for _ in range(0, octets, CHUNK)]
+    sizes = [min(CHUNK, octets - at) for at in range(0, octets, CHUNK)]
+    if [len(chunk) for chunk in chunks] != [len(chunk_head(size)) + size for size in sizes]:
+        raise ValueError("it is cut otherwise than it says")
+    return chunks
 
 
 def _expect(frame: Frame, kind: str) -> Frame:

@@ -79,7 +79,7 @@ class MaskedTotal:
             raise ReplyRejected(refusal.said) from None
         if (said.site, said.transcript) != (site, self.transcript):
             raise ReplyRejected("the reply was made under other terms")
-        if said.masked != digest_of(octets, each):
+        if said.masked != digest_of(octets, reply.chunks, each):
             raise ReplyRejected("the reply is not the one that was signed: it changed on the way")
         encoding = encoding_of(self.plan)
         if "update" in octets and self._glimpse is None:

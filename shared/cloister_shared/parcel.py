@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.serde_utils import error_to_proto, metadata_to_proto
 from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
+
+from cloister_shared.carried import Octets
 
 CHUNK = 5 * 2**20
 """Octets of an array in one object, as Flower cuts it."""
@@ -29,7 +33,7 @@ class Parcel:
     """Flower's protobuf, without the content."""
     tree: bytes
     """Flower's protobuf of which object is part of which."""
-    objects: dict[str, bytes]
+    objects: dict[str, Octets]
 
     @property
     def root(self) -> str:
@@ -42,9 +46,60 @@ class Parcel:
         return sum(map(len, self.objects.values()))
 
 
-def name_of(content: bytes | memoryview) -> str:
+class Delivered(Array):
+    """A flat array that came in ``chunks`` of these names, each of which was held against its content on the way.
+
+    There are none if it was cut otherwise than ``cut`` does. Its data is no copy, as Flower's would be.
+
+    Raises:
+        TypeError: there is no such type.
+    """
+
+    def __init__(self, dtype: str, stype: str, data: Octets, chunks: Sequence[tuple[str, int]]) -> None:
+        """``chunks`` with their octets, in order."""
+        super().__init__(dtype, (len(data) // np.dtype(dtype).itemsize,), stype, b"")
+        self.data = data  # pyright: ignore[reportAttributeAccessIssue]
+        as_we_cut = [size for _, size in chunks] == [len(chunk) for chunk in cut(data)]
+        self.chunks = tuple(name for name, _ in chunks) if as_we_cut else ()
+
+
+class Cut(Array):
+    """A flat array as the ``objects`` that its chunks are, in order: of so many octets in all.
+
+    Raises:
+        TypeError: there is no such type.
+    """
+
+    def __init__(self, dtype: str, stype: str, octets: int, objects: Sequence[Octets]) -> None:
+        super().__init__(dtype, (octets // np.dtype(dtype).itemsize,), stype, b"")
+        self.objects = objects
+
+
+def name_of(content: Octets) -> str:
     """The name of an object: its SHA-256, in hex."""
     return hashlib.sha256(content).hexdigest()
+
+
+def cut(octets: Octets) -> list[memoryview]:
+    """The chunks of an array."""
+    view = memoryview(octets)
+    return [view[at : at + CHUNK] for at in range(0, len(view), CHUNK)]
+
+
+def chunk_head(size: int) -> bytes:
+    """What stands before a chunk of so many octets, and makes an object of it."""
+    return f"ArrayChunk  {size}\0".encode("ascii")
+
+
+def chunk_name(octets: memoryview) -> str:
+    """The name of the object that a chunk is, without making it."""
+    hashed = hashlib.sha256(chunk_head(len(octets)))
+    hashed.update(octets)
+    return hashed.hexdigest()
+
+
+def _chunk(octets: memoryview) -> bytes:
+    return b"".join((chunk_head(len(octets)), octets))
 
 
 def names(tree: ObjectTree) -> list[str]:
@@ -58,11 +113,18 @@ def names(tree: ObjectTree) -> list[str]:
     return list(found)
 
 
+Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+
+
 @dataclass
 class Packing:
-    """Objects of messages, as they are made. A message may not change while its objects are in use."""
+    """Objects of messages, as they are made. A message may not change while its objects are in use.
 
-    objects: dict[str, bytes] = field(default_factory=dict[str, bytes])
+    ``each`` is ``map``, or what copies and hashes several chunks at once.
+    """
+
+    each: Each = map
+    objects: dict[str, Octets] = field(default_factory=dict[str, Octets])
     _trees: dict[str, ObjectTree] = field(default_factory=dict[str, ObjectTree])
     _arrays: dict[int, str] = field(default_factory=dict[int, str])
     """Of each record of arrays, by its identity: its name."""
@@ -80,11 +142,13 @@ class Packing:
             said.content.CopyFrom(RecordDictProto())
         return said, self._trees[root]
 
-    def _put(self, kind: str, parts: Sequence[str], body: bytes | memoryview) -> str:
-        """Make an object of its parts and body; its name. The large ones are copied once."""
+    def _put(self, kind: str, parts: Sequence[str], body: bytes) -> str:
+        """Make an object of its parts and body; its name."""
         parts = list(dict.fromkeys(parts))
-        content = b"".join((f"{kind} {','.join(parts)} {len(body)}\0".encode("ascii"), body))
-        name = name_of(content)
+        content = f"{kind} {','.join(parts)} {len(body)}\0".encode("ascii") + body
+        return self._keep(name_of(content), content, parts)
+
+    def _keep(self, name: str, content: Octets, parts: Sequence[str] = ()) -> str:
         self.objects[name] = content
         self._trees[name] = ObjectTree(object_id=name, children=[self._trees[part] for part in parts])
         return name
@@ -107,8 +171,8 @@ class Packing:
         return self._put("ArrayRecord", [*arrays.values()], json.dumps(arrays).encode())
 
     def _array(self, array: Array) -> str:
-        data = memoryview(array.data)
-        chunks = [self._put("ArrayChunk", [], data[at : at + CHUNK]) for at in range(0, len(data), CHUNK)]
+        objects = array.objects if isinstance(array, Cut) else [*self.each(_chunk, cut(array.data))]
+        chunks = [self._keep(*named) for named in zip(self.each(name_of, objects), objects, strict=True)]
         first = {name: at for at, name in enumerate(dict.fromkeys(chunks))}
         said = {"dtype": array.dtype, "shape": array.shape, "stype": array.stype}
         return self._put("Array", chunks, json.dumps({**said, "arraychunk_ids": [first[c] for c in chunks]}).encode())

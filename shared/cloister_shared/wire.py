@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -21,10 +22,13 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from cloister_shared.envelope import Identity, Roster, verify
 from cloister_shared.errors import EnvelopeRefused, ReplyRejected, TicketRefused
+from cloister_shared.parcel import Delivered, Each, chunk_name, cut
 
 Vector = NDArray[np.float32]
 Vectors = dict[str, Vector]
 Octets = dict[str, NDArray[np.uint8]]
+Chunks = dict[str, tuple[str, ...]]
+"""Of vectors that were ``Delivered``: the names of their chunks."""
 
 RunId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9\-]{1,64}$")]
 """Names files at the hospital, so it may hold no path."""
@@ -36,7 +40,6 @@ REFUSED, FAILED = 1001, 1002
 """Flower error codes of a reply that holds no work: the hospital said no, or something broke there."""
 
 _ENCODINGS = {"float32": ("cloister.float32.le", np.dtype("<f4")), "uint8": ("cloister.octets", np.dtype("u1"))}
-_PIECE = 2**22
 _KINDS = {np.dtype(kind): kind for kind in _ENCODINGS}
 
 
@@ -117,6 +120,7 @@ class Ticket:
 
     header: TicketHeader
     vectors: Vectors = field(default_factory=Vectors)
+    chunks: Chunks = field(default_factory=Chunks)
 
     @property
     def digest(self) -> str:
@@ -133,7 +137,7 @@ class Ticket:
 
     @cached_property
     def _vectors(self) -> str:
-        return digest_of(self.vectors)
+        return digest_of(self.vectors, self.chunks)
 
 
 @dataclass(frozen=True)
@@ -143,29 +147,24 @@ class Reply:
     header: ReplyHeader
     vectors: Vectors = field(default_factory=Vectors)
     octets: Octets = field(default_factory=Octets)
+    chunks: Chunks = field(default_factory=Chunks)
 
 
-Each = Callable[[Callable[[memoryview], bytes], Iterable[memoryview]], Iterable[bytes]]
+def digest_of(
+    vectors: Mapping[str, NDArray[Any]], chunks: Mapping[str, Sequence[str]] = MappingProxyType({}), each: Each = map
+) -> str:
+    """SHA-256 over named vectors, in the order of their names: of each, over the names of the chunks it travels in.
 
-
-def digest_of(vectors: Mapping[str, NDArray[Any]], each: Each = map) -> str:
-    """SHA-256 over named vectors, in the order of their names: of each over the SHA-256 of its pieces of 4 MiB.
-
-    ``each`` is ``map``, or what hashes several pieces at once.
+    Of those that were delivered in them, ``chunks`` has the names already: nothing is hashed twice at one place.
+    ``each`` is ``map``, or what hashes several chunks at once.
     """
     hashed = hashlib.sha256()
     for name in sorted(vectors):
         vector = np.ascontiguousarray(vectors[name])
-        # The length stands before the pieces, so that no other vectors run together into the same ones.
-        hashed.update(json.dumps([name, vector.size]).encode())
-        octets = vector.view(np.uint8).data
-        for digest in each(_hash, [octets[at : at + _PIECE] for at in range(0, len(octets), _PIECE)]):
-            hashed.update(digest)
+        named = chunks.get(name) or each(chunk_name, cut(vector.view(np.uint8).data))
+        # The length stands before the names, so that no other vectors run together into the same ones.
+        hashed.update(json.dumps([name, vector.size, *named]).encode())
     return hashed.hexdigest()
-
-
-def _hash(piece: memoryview) -> bytes:
-    return hashlib.sha256(piece).digest()
 
 
 def pack_vectors(*named: Mapping[str, NDArray[Any]]) -> ArrayRecord:
@@ -211,7 +210,7 @@ def unpack_ticket(content: RecordDict) -> Ticket:
         TicketRefused: something is missing, of another kind, or not known here.
     """
     header, vectors = _ticket(content, TicketHeader)
-    return Ticket(header, vectors)
+    return Ticket(header, vectors, _chunks(content))
 
 
 def unpack_unmask(content: RecordDict) -> UnmaskHeader:
@@ -231,7 +230,7 @@ def unpack_reply(content: RecordDict) -> Reply:
     """
     try:
         header, vectors, octets = _unpack(content)
-        return Reply(ReplyHeader.model_validate_json(header), vectors, octets)
+        return Reply(ReplyHeader.model_validate_json(header), vectors, octets, _chunks(content))
     except (KeyError, TypeError, ValueError) as error:
         raise ReplyRejected(f"the reply cannot be read: {_reason(error)}") from None
 
@@ -284,6 +283,11 @@ def _unpack(content: RecordDict) -> tuple[str, Vectors, Octets]:
         {name: vector for name, vector in read.items() if vector.dtype == np.float32},
         {name: vector for name, vector in read.items() if vector.dtype == np.uint8},
     )
+
+
+def _chunks(content: RecordDict) -> Chunks:
+    _, vectors = opened(content)
+    return {name: array.chunks for name, array in vectors.items() if isinstance(array, Delivered) and array.chunks}
 
 
 def _vector(name: str, array: Array) -> NDArray[Any]:

@@ -25,6 +25,7 @@ from cloister_server.link.inflate import Reader
 from cloister_server.link.serve import PROCESSES
 from cloister_server.rounds import collect
 from cloister_shared.errors import EnrolmentRefused, LinkLost, VersionRefused
+from cloister_shared.parcel import CHUNK, chunk_name, cut
 
 PLAN = "ab" * 32
 
@@ -420,11 +421,32 @@ def asked():
 def test_one_chunk_named_a_million_times_is_refused_before_it_is_read(tmp_path, asked):
     chunk = lay(tmp_path, "ArrayChunk", bytes(1000))
     said = {"dtype": "float32", "shape": [1], "stype": "x", "arraychunk_ids": [0] * 1_000_000}
-    array = lay(tmp_path, "Array", json.dumps(said).encode(), [chunk])
-    record = lay(tmp_path, "ArrayRecord", json.dumps({"a": array}).encode(), [array])
-    whole = lay(tmp_path, "RecordDict", json.dumps({"vectors": record}).encode(), [record])
+    reply = reply_of(tmp_path, said, chunk)
     with pytest.raises(ValueError, match="larger"):
-        Reader(tmp_path, 64 * 2**20).message(message_of(tmp_path, whole), asked)
+        Reader(tmp_path, 64 * 2**20).message(reply, asked)
+
+
+def reply_of(folder: Path, said: dict, *chunks: str) -> str:
+    array = lay(folder, "Array", json.dumps(said).encode(), chunks)
+    record = lay(folder, "ArrayRecord", json.dumps({"a": array}).encode(), [array])
+    return message_of(folder, lay(folder, "RecordDict", json.dumps({"vectors": record}).encode(), [record]))
+
+
+@pytest.mark.parametrize(("sizes", "kept"), [([CHUNK, 9], True), ([CHUNK], True), ([9, CHUNK], False), ([3, 3], False)])
+def test_names_of_chunks_are_kept_if_they_are_cut_as_we_cut(tmp_path, asked, sizes, kept):
+    chunks = [lay(tmp_path, "ArrayChunk", os.urandom(size)) for size in sizes]
+    said = {"dtype": "uint8", "shape": [sum(sizes)], "stype": "x", "arraychunk_ids": [*range(len(sizes))]}
+    array = Reader(tmp_path, 2**30).message(reply_of(tmp_path, said, *chunks), asked).content["vectors"]["a"]
+    assert array.chunks == (tuple(chunks) if kept else ())
+    assert [*map(chunk_name, cut(array.data))] == [*array.chunks] or not kept
+
+
+@pytest.mark.parametrize("octets", [b"ArrayChunk x 9\0123456789", b"ArrayChunk  8\0123456789", b"Array  9\0123456789"])
+def test_a_chunk_with_a_head_of_its_own_making_is_none(tmp_path, asked, octets):
+    (tmp_path / named(octets)).write_bytes(octets)
+    said = {"dtype": "uint8", "shape": [9], "stype": "x", "arraychunk_ids": [0]}
+    with pytest.raises(ValueError, match="no chunks"):
+        Reader(tmp_path, 2**20).message(reply_of(tmp_path, said, named(octets)), asked)
 
 
 def test_what_is_not_in_the_letter_is_no_part_of_the_reply(tmp_path, asked):

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as arrays_of
 from pydantic import ValidationError
 
 from cloister_shared.errors import ReplyRejected, TicketRefused
+from cloister_shared.parcel import CHUNK, Delivered, chunk_name, cut
 from cloister_shared.wire import (
     Reply,
     ReplyHeader,
@@ -232,10 +233,32 @@ def test_a_reply_needs_no_vectors():
 def test_a_large_vector_has_the_same_digest_whoever_hashes_it():
     vectors = {"update": np.random.default_rng(0).integers(0, 256, 2**23 + 5, np.uint8), "none": np.zeros(0, np.uint8)}
     with ThreadPoolExecutor(3) as pool:
-        assert digest_of(vectors, pool.map) == digest_of(vectors)
+        assert digest_of(vectors, each=pool.map) == digest_of(vectors)
 
 
-@pytest.mark.parametrize("at", [0, 2**22 - 1, 2**22, 2**23 + 4])
+@pytest.mark.parametrize("size", [1, CHUNK, CHUNK + 1])
+def test_what_was_delivered_in_named_chunks_is_not_hashed_again(size, monkeypatch):
+    vector = np.random.default_rng(0).integers(0, 256, size, np.uint8)
+    before = digest_of({"update": vector})
+    chunks = [(chunk_name(chunk), len(chunk)) for chunk in cut(vector.data)]
+    content = RecordDict({"vectors": ArrayRecord(), "header": ConfigRecord({"json": ANSWER.model_dump_json()})})
+    content["vectors"]["update"] = Delivered("uint8", "cloister.octets", vector.data, chunks)
+    reply = unpack_reply(content)
+    monkeypatch.setattr("cloister_shared.wire.chunk_name", None)
+    assert digest_of(reply.octets, reply.chunks) == before
+
+
+def test_what_was_cut_otherwise_is_hashed():
+    vector = np.arange(8, dtype=np.float32)
+    chunks = [(chunk_name(memoryview(vector.tobytes())[at : at + 16]), 16) for at in (0, 16)]
+    content = pack(ASK, ArrayRecord())
+    content["vectors"]["a"] = Delivered("float32", "cloister.float32.le", vector.tobytes(), chunks)
+    ticket = unpack_ticket(content)
+    assert not ticket.chunks
+    assert ticket.digest == Ticket(ASK, {"a": vector}).digest
+
+
+@pytest.mark.parametrize("at", [0, CHUNK - 1, CHUNK, 2**23 + 4])
 def test_every_octet_of_a_large_vector_is_in_its_digest(at):
     vector = np.zeros(2**23 + 5, np.uint8)
     before = digest_of({"update": vector})
@@ -244,6 +267,6 @@ def test_every_octet_of_a_large_vector_is_in_its_digest(at):
 
 
 def test_vectors_that_run_together_into_the_same_octets_have_other_digests():
-    whole = np.zeros(2**22 + 8, np.uint8)
-    parts = [{"a": whole}, {"a": whole[:-4], "b": whole[-4:]}, {"a": whole[: 2**22], "b": whole[2**22 :]}]
+    whole = np.zeros(CHUNK + 8, np.uint8)
+    parts = [{"a": whole}, {"a": whole[:-4], "b": whole[-4:]}, {"a": whole[:CHUNK], "b": whole[CHUNK:]}]
     assert len({digest_of(part) for part in parts}) == 3

@@ -19,6 +19,7 @@ from flwr.proto.fleet_pb2 import PullMessagesResponse
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from cloister_server.cores import each
 from cloister_server.link.inflate import Reader
 from cloister_server.link.letters import Letter
 from cloister_server.link.served import served_for
@@ -88,7 +89,7 @@ class LinkGrid(Grid):
         self._check()
         for name in list(self._sent):
             self._drop(name)
-        packing, letters = Packing(), list[Letter]()
+        packing, letters = Packing(each), list[Letter]()
         for message in messages:
             said, tree = packing.message(message)
             name, node = tree.object_id, message.metadata.dst_node_id

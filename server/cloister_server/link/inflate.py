@@ -18,6 +18,7 @@ from flwr.proto.message_pb2 import Message as MessageProto
 
 from cloister_server.cores import each
 from cloister_server.link.letters import named
+from cloister_shared.parcel import Delivered, chunk_head
 
 LONGEST = 2000
 """Characters of an error that a hospital reports."""
@@ -69,19 +70,21 @@ class Reader:
         data = np.empty(size, np.uint8).data
         begins = accumulate((length for _, _, length in order), initial=0)
         each(_read, [(path, at, data[to : to + length]) for (path, at, length), to in zip(order, begins, strict=False)])
-        array = Array(str(said["dtype"]), tuple(said["shape"]), str(said["stype"]), b"")
-        array.data = data  # pyright: ignore[reportAttributeAccessIssue] : Flower's bytes would be a second copy
+        delivered = [(path.name, length) for path, _, length in order]  # names that ``letters.take`` looked at
+        array = Delivered(str(said["dtype"]), str(said["stype"]), data, delivered)
+        if [*array.shape] != said["shape"]:
+            raise ValueError("its length is not what it says")
         return array
 
     def _chunk(self, object_id: str) -> tuple[Path, int, int]:
         """File, begin and length of a part of an array."""
         path = self._letter / named(object_id)
         with path.open("rb") as file:
-            kind, end = file.read(_HEAD).split(b" ", 1)
-        if kind != b"ArrayChunk":
+            head, end, _ = file.read(_HEAD).partition(b"\x00")
+        size = path.stat().st_size - len(head + end)
+        if head + end != chunk_head(size):
             raise ValueError("an array has parts that are no chunks")
-        begin = len(kind) + 1 + end.index(b"\x00") + 1
-        return path, begin, path.stat().st_size - begin
+        return path, len(head + end), size
 
     def _open(self, object_id: str, *kinds: str) -> tuple[bytes, bytes]:
         """An object, and its body alone; its parts are in ``_parts`` then."""

@@ -21,6 +21,8 @@ from hashlib import sha256
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
+from cloister_shared.carried import Octets
+
 _NAME = re.compile(r"[0-9a-f]{64}")
 
 
@@ -42,7 +44,7 @@ class Letters:
         folder.mkdir(exist_ok=True)
 
     # --- to a hospital ---------------------------------------------------------------------------------------
-    def post(self, run: int, letters: Iterable[Letter], contents: Mapping[str, bytes]) -> None:
+    def post(self, run: int, letters: Iterable[Letter], contents: Mapping[str, Octets]) -> None:
         """Lay down letters, each whole or not at all; what several of them hold is written once."""
         written = dict[str, Path]()
         for letter in letters:

@@ -138,7 +138,8 @@ main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], opened)
     "says",
     [
         'send(end, "reply", b"{}")',
-        'send(end, "reply", b"{}", arrays=[("update", "no type", "s")]); send(end, "array", b"")',
+        'send(end, "reply", b"{}", arrays=[("update", "no type", "s", 0)])',
+        'send(end, "reply", b"{}", arrays=[("update", "uint8", "s", 9)]); send(end, "chunk", b"12345678")',
         'send(end, "reply", b"{}", arrays=[7])',
         'send(end, "reply", bytes([255]), arrays=[])',
         'send(end, "error", b"")',

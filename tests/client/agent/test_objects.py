@@ -14,7 +14,7 @@ from flwr.proto.message_pb2 import Message as MessageProto
 from cloister_client.objects import deflated, inflated
 from cloister_client.trainer import _environment
 from cloister_shared.errors import TicketRefused
-from cloister_shared.wire import TicketHeader, pack, pack_vectors
+from cloister_shared.wire import TicketHeader, pack, pack_vectors, unpack_ticket
 
 from .letters import message
 
@@ -38,7 +38,22 @@ def test_objects_are_what_flower_makes_of_a_message():
     assert ObjectTree.FromString(ours.tree) == get_object_tree(theirs)
     assert ours.message == message_to_proto(remove_content_from_message(theirs)).SerializeToString()
     back, as_theirs = inflated(ours.root, ours.objects), inflate_object_from_contents(ours.root, dict(ours.objects))
-    assert back.content == as_theirs.content
+    assert back.content["header"] == as_theirs.content["header"]
+    for name, array in as_theirs.content["vectors"].items():
+        mine = back.content["vectors"][name]
+        assert (mine.dtype, mine.shape, mine.stype, mine.data) == (array.dtype, array.shape, array.stype, array.data)
+    ticket = unpack_ticket(back.content)
+    assert [*map(len, ticket.chunks.values())] == [3, 3]
+    assert ticket.digest == unpack_ticket(content).digest
+
+
+def test_a_chunk_with_a_head_of_its_own_making_is_none():
+    good = message(
+        pack(TicketHeader(run="r", plan="p", round=1, site="a"), pack_vectors({"model": np.zeros(9, np.float32)}))
+    )
+    odd = {name: content.replace(b"ArrayChunk  36", b"ArrayChunk x 36") for name, content in good.objects.items()}
+    with pytest.raises(TicketRefused, match="do not fit together"):
+        inflated(good.root, odd)
 
 
 def test_one_chunk_named_a_million_times_is_no_large_array():
