@@ -16,6 +16,7 @@ import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from cloister_server.cores import each
 from cloister_server.secure import MaskedTotal
 from cloister_server.store import Checkpoint, RoundRecord, Store
 from cloister_server.strategies import STRATEGIES, State, Vector, averaged, fedadam_without_noise, update_variance
@@ -26,7 +27,7 @@ from cloister_shared.errors import ReplyRejected
 from cloister_shared.layout import Layout
 from cloister_shared.plan import FedAdam, Scaffold, StudyPlan
 from cloister_shared.tally import kind_of
-from cloister_shared.wire import Ticket, TicketHeader, pack, pack_vectors, unpack_reply
+from cloister_shared.wire import Ticket, TicketHeader, chunks_of, pack, pack_vectors, unpack_reply
 
 Who = TypeVar("Who", int, str)
 
@@ -96,7 +97,7 @@ def secure_mean(study: Study, number: int, grid: Grid) -> Mean:
     """
     plan, wait, asked = study.plan, study.plan.round_timeout, ticket(study, number)
     total = MaskedTotal(plan, study.layout, study.roster, asked)
-    if not total.restore(study.store.load_collected()):
+    if not total.restore(study.store.load_collected(total.transcript)):
         sent = send(study, asked, grid, KINDS[kind_of(plan, number)])
         del asked  # the model is on disk
         rejected = collect(grid, sent, wait, lambda site, message: total.add(site, unpack_reply(message.content)))
@@ -122,7 +123,7 @@ def ticket(study: Study, number: int) -> Ticket:
         normalisation=now.normalisation,
         cohort=tuple(study.cohort.values()),
     )
-    return Ticket(header, vectors)
+    return Ticket(header, vectors, chunks_of(vectors, each))
 
 
 def noise_variance(plan: StudyPlan, answered: int) -> float:

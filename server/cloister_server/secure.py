@@ -79,7 +79,7 @@ class MaskedTotal:
             raise ReplyRejected(refusal.said) from None
         if (said.site, said.transcript) != (site, self.transcript):
             raise ReplyRejected("the reply was made under other terms")
-        if said.masked != digest_of(octets, reply.chunks, each):
+        if said.masked != digest_of(octets, reply.chunks):
             raise ReplyRejected("the reply is not the one that was signed: it changed on the way")
         encoding = encoding_of(self.plan)
         if "update" in octets and self._glimpse is None:
@@ -90,7 +90,7 @@ class MaskedTotal:
             if name in octets:
                 packing = _TALLY if name == "tally" else encoding
                 size = octets[name].size // (packing.bits // 8)
-                packing.add_packed(self._vectors.setdefault(name, np.zeros(size, np.uint32)), octets[name])
+                _put_in(packing, self._vectors.setdefault(name, np.zeros(size, np.uint32)), octets[name])
         self._statements[site], self._shares[site] = header.signed, octets["shares"].tobytes()
 
     def _sizes(self) -> dict[str, int]:
@@ -124,8 +124,8 @@ class MaskedTotal:
         return header, {**self._vectors, "shares": shares}
 
     def restore(self, saved: tuple[dict[str, Any], dict[str, NDArray[Any]]] | None) -> bool:
-        """Take up what was collected before a crash, if it was for this round under these terms."""
-        if saved is None or saved[0]["transcript"] != self.transcript:
+        """Take up what was collected before a crash, if there is anything."""
+        if saved is None:
             return False
         header, self._vectors = saved
         self._statements, self.rejected = header["statements"], header["rejected"]
@@ -236,11 +236,25 @@ _TALLY = Encoding(32, 1.0, 0)
 _GLIMPSE = 200
 
 
+def _put_in(encoding: Encoding, total: Ring, packed: NDArray[np.uint8]) -> None:
+    """Add a packed vector, in place: to the parts of a large sum side by side."""
+    width = encoding.bits // 8
+
+    def add(part: slice) -> None:
+        encoding.add_packed(total[part], packed[part.start * width : part.stop * width])
+
+    each(add, _parts(total))
+
+
 def _take_off(ring: Ring, seeds: Sequence[tuple[bytes, int]], start: int) -> None:
     """Add these masks, from octet ``start`` of each on, in place: to the parts of a large sum side by side."""
-    part = max(masking.BLOCK, -(-ring.size // 4))
 
-    def add(at: int) -> None:
-        Masks(seeds, start + 4 * at).add_to(ring[at : at + part])
+    def add(part: slice) -> None:
+        Masks(seeds, start + 4 * part.start).add_to(ring[part])
 
-    each(add, range(0, ring.size, part))
+    each(add, _parts(ring))
+
+
+def _parts(ring: Ring) -> list[slice]:
+    size = max(masking.BLOCK, -(-ring.size // 4))
+    return [slice(at, at + size) for at in range(0, ring.size, size)]

@@ -110,9 +110,11 @@ class Store:
         """Keep a round's masked sum before anybody is asked to open it: hospitals open a round once."""
         durable.save(self._collected, header, arrays)
 
-    def load_collected(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] | None:
-        """The last masked sum, whichever round it is of."""
-        return durable.load(self._collected) if self._collected.exists() else None
+    def load_collected(self, transcript: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] | None:
+        """The last masked sum, if it is of the round with these terms."""
+        if not self._collected.exists() or durable.load_header(self._collected)["transcript"] != transcript:
+            return None
+        return durable.load(self._collected)
 
     def rounds(self, upto: int | None = None) -> list[dict[str, Any]]:
         """The lines of the rounds that the checkpoint holds; a round that was done over counts once, as last done."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -28,7 +27,7 @@ Vector = NDArray[np.float32]
 Vectors = dict[str, Vector]
 Octets = dict[str, NDArray[np.uint8]]
 Chunks = dict[str, tuple[str, ...]]
-"""Of vectors that were ``Delivered``: the names of their chunks."""
+"""Of each vector the names of the chunks that it travels in, in order."""
 
 RunId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9\-]{1,64}$")]
 """Names files at the hospital, so it may hold no path."""
@@ -121,6 +120,7 @@ class Ticket:
     header: TicketHeader
     vectors: Vectors = field(default_factory=Vectors)
     chunks: Chunks = field(default_factory=Chunks)
+    """Of vectors whose chunks have been hashed at this place."""
 
     @property
     def digest(self) -> str:
@@ -150,20 +150,22 @@ class Reply:
     chunks: Chunks = field(default_factory=Chunks)
 
 
-def digest_of(
-    vectors: Mapping[str, NDArray[Any]], chunks: Mapping[str, Sequence[str]] = MappingProxyType({}), each: Each = map
-) -> str:
-    """SHA-256 over named vectors, in the order of their names: of each, over the names of the chunks it travels in.
+def chunks_of(vectors: Mapping[str, NDArray[Any]], each: Each = map) -> Chunks:
+    """The names of the chunks that each vector travels in. ``each`` is ``map``, or what hashes several at once."""
+    octets = {name: np.ascontiguousarray(vector).view(np.uint8).data for name, vector in vectors.items()}
+    return {name: tuple(each(chunk_name, cut(octets[name]))) for name in octets}
 
-    Of those that were delivered in them, ``chunks`` has the names already: nothing is hashed twice at one place.
-    ``each`` is ``map``, or what hashes several chunks at once.
+
+def digest_of(vectors: Mapping[str, NDArray[Any]], known: Chunks | None = None) -> str:
+    """SHA-256 over named vectors, in the order of their names: of each, over the names of its chunks.
+
+    ``known`` are those of vectors that were delivered in them, so that nothing is hashed twice at one place.
     """
-    hashed = hashlib.sha256()
+    known, hashed = known or {}, hashlib.sha256()
     for name in sorted(vectors):
-        vector = np.ascontiguousarray(vectors[name])
-        named = chunks.get(name) or each(chunk_name, cut(vector.view(np.uint8).data))
+        chunks = known.get(name) or chunks_of({name: vectors[name]})[name]
         # The length stands before the names, so that no other vectors run together into the same ones.
-        hashed.update(json.dumps([name, vector.size, *named]).encode())
+        hashed.update(json.dumps([name, vectors[name].size, *chunks]).encode())
     return hashed.hexdigest()
 
 
@@ -210,7 +212,7 @@ def unpack_ticket(content: RecordDict) -> Ticket:
         TicketRefused: something is missing, of another kind, or not known here.
     """
     header, vectors = _ticket(content, TicketHeader)
-    return Ticket(header, vectors, _chunks(content))
+    return Ticket(header, vectors, _delivered(content))
 
 
 def unpack_unmask(content: RecordDict) -> UnmaskHeader:
@@ -230,7 +232,7 @@ def unpack_reply(content: RecordDict) -> Reply:
     """
     try:
         header, vectors, octets = _unpack(content)
-        return Reply(ReplyHeader.model_validate_json(header), vectors, octets, _chunks(content))
+        return Reply(ReplyHeader.model_validate_json(header), vectors, octets, _delivered(content))
     except (KeyError, TypeError, ValueError) as error:
         raise ReplyRejected(f"the reply cannot be read: {_reason(error)}") from None
 
@@ -285,7 +287,7 @@ def _unpack(content: RecordDict) -> tuple[str, Vectors, Octets]:
     )
 
 
-def _chunks(content: RecordDict) -> Chunks:
+def _delivered(content: RecordDict) -> Chunks:
     _, vectors = opened(content)
     return {name: array.chunks for name, array in vectors.items() if isinstance(array, Delivered) and array.chunks}
 

@@ -21,7 +21,7 @@ from flwr.proto.node_pb2 import Node
 
 from cloister_server.link import grid as grid_module
 from cloister_server.link import letters, open_link, state
-from cloister_server.link.inflate import Reader
+from cloister_server.link.inflate import Reader, Room
 from cloister_server.link.serve import PROCESSES
 from cloister_server.rounds import collect
 from cloister_shared.errors import EnrolmentRefused, LinkLost, VersionRefused
@@ -423,7 +423,7 @@ def test_one_chunk_named_a_million_times_is_refused_before_it_is_read(tmp_path, 
     said = {"dtype": "float32", "shape": [1], "stype": "x", "arraychunk_ids": [0] * 1_000_000}
     reply = reply_of(tmp_path, said, chunk)
     with pytest.raises(ValueError, match="larger"):
-        Reader(tmp_path, 64 * 2**20).message(reply, asked)
+        Reader(tmp_path, 64 * 2**20, Room()).message(reply, asked)
 
 
 def reply_of(folder: Path, said: dict, *chunks: str) -> str:
@@ -436,9 +436,21 @@ def reply_of(folder: Path, said: dict, *chunks: str) -> str:
 def test_names_of_chunks_are_kept_if_they_are_cut_as_we_cut(tmp_path, asked, sizes, kept):
     chunks = [lay(tmp_path, "ArrayChunk", os.urandom(size)) for size in sizes]
     said = {"dtype": "uint8", "shape": [sum(sizes)], "stype": "x", "arraychunk_ids": [*range(len(sizes))]}
-    array = Reader(tmp_path, 2**30).message(reply_of(tmp_path, said, *chunks), asked).content["vectors"]["a"]
+    array = Reader(tmp_path, 2**30, Room()).message(reply_of(tmp_path, said, *chunks), asked).content["vectors"]["a"]
     assert array.chunks == (tuple(chunks) if kept else ())
     assert [*map(chunk_name, cut(array.data))] == [*array.chunks] or not kept
+
+
+def test_room_is_used_again_when_nobody_uses_what_was_in_it():
+    room = Room()
+    first = np.frombuffer(room.take(2**21), np.uint8)
+    where = first.ctypes.data
+    assert np.frombuffer(room.take(2**21), np.uint8).ctypes.data != where  # the first is in use
+    del first
+    kept = np.frombuffer(room.take(2**21), np.uint8)[5:]
+    where = kept.ctypes.data
+    del kept
+    assert np.frombuffer(room.take(2**21), np.uint8).ctypes.data == where - 5
 
 
 @pytest.mark.parametrize("octets", [b"ArrayChunk x 9\0123456789", b"ArrayChunk  8\0123456789", b"Array  9\0123456789"])
@@ -446,7 +458,7 @@ def test_a_chunk_with_a_head_of_its_own_making_is_none(tmp_path, asked, octets):
     (tmp_path / named(octets)).write_bytes(octets)
     said = {"dtype": "uint8", "shape": [9], "stype": "x", "arraychunk_ids": [0]}
     with pytest.raises(ValueError, match="no chunks"):
-        Reader(tmp_path, 2**20).message(reply_of(tmp_path, said, named(octets)), asked)
+        Reader(tmp_path, 2**20, Room()).message(reply_of(tmp_path, said, named(octets)), asked)
 
 
 def test_what_is_not_in_the_letter_is_no_part_of_the_reply(tmp_path, asked):
@@ -456,15 +468,15 @@ def test_what_is_not_in_the_letter_is_no_part_of_the_reply(tmp_path, asked):
     for part, error in ((theirs, OSError), (f"../other/{theirs}", ValueError)):
         whole = lay(tmp_path / "mine", "RecordDict", json.dumps({"a": part}).encode(), [theirs])
         with pytest.raises(error):
-            Reader(tmp_path / "mine", 2**20).message(message_of(tmp_path / "mine", whole), asked)
+            Reader(tmp_path / "mine", 2**20, Room()).message(message_of(tmp_path / "mine", whole), asked)
 
 
 def test_a_part_in_another_parts_place_is_refused(tmp_path, asked):
     config = lay(tmp_path, "ConfigRecord", b"")
     with pytest.raises(ValueError, match="in the place of a Message"):
-        Reader(tmp_path, 2**20).message(config, asked)
+        Reader(tmp_path, 2**20, Room()).message(config, asked)
     with pytest.raises(ValueError, match="in the place of a RecordDict"):
-        Reader(tmp_path, 2**20).message(message_of(tmp_path, config), asked)
+        Reader(tmp_path, 2**20, Room()).message(message_of(tmp_path, config), asked)
 
 
 # --- when a process dies -------------------------------------------------------------------------------------

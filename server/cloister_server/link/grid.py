@@ -20,7 +20,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from cloister_server.cores import each
-from cloister_server.link.inflate import Reader
+from cloister_server.link.inflate import Reader, Room
 from cloister_server.link.letters import Letter
 from cloister_server.link.served import served_for
 from cloister_shared.errors import LinkLost
@@ -53,6 +53,7 @@ class LinkGrid(Grid):
         self._seen = (-1, 0.0)
         self._sent: dict[str, tuple[Metadata, int]] = {}
         """Of each message that waits for its reply: its metadata, and octets that the reply may have."""
+        self._room = Room()
 
     def close(self) -> None:
         """The run is over."""
@@ -143,7 +144,7 @@ class LinkGrid(Grid):
         asked, most = self._sent[message]
         try:
             place = self._link.letters.reply(asked.run_id, asked.dst_node_id, message, reply)
-            taken = Reader(place, most).message(reply, _metadata(asked, reply))
+            taken = Reader(place, most, self._room).message(reply, _metadata(asked, reply))
         except Exception as odd:  # whatever a hospital makes of its bytes, it concerns that hospital alone
             log.warning("A reply cannot be put together: %r", odd)
             return self._give_up(message, f"its reply cannot be put together ({type(odd).__name__})")
@@ -159,6 +160,8 @@ class LinkGrid(Grid):
         asked, _ = self._sent.pop(message)
         self._link.state.delete_messages({message})
         self._link.letters.drop(asked.run_id, asked.dst_node_id, message)
+        if not self._sent:
+            self._room = Room()  # a round's step needs the memory
 
     def _check(self) -> None:
         if self._lost.is_set():

@@ -7,6 +7,7 @@ than it may is refused before it gets any.
 from __future__ import annotations
 
 import json
+import sys
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,36 @@ LONGEST = 2000
 _HEAD = 256
 """Octets in which a chunk has said what it is."""
 
+_LARGE = 2**20
+"""Octets from which on an array is worth keeping room for."""
+
+_OURS = 2
+"""References to an array that nobody uses: the room's own, and the question's."""
+
+
+class Room:
+    """Memory for a large array of one reply after another: it is used again when nobody uses what was in it.
+
+    The kernel clears all memory that a process asks for anew, which for large replies takes as long as reading them.
+    """
+
+    def __init__(self) -> None:
+        self._held = np.empty(0, np.uint8)
+
+    def take(self, size: int) -> memoryview:
+        """So many octets, with anything in them."""
+        if size < _LARGE:
+            return np.empty(size, np.uint8).data
+        if self._held.size != size or sys.getrefcount(self._held) > _OURS:
+            self._held = np.empty(size, np.uint8)
+        return self._held.data
+
 
 class Reader:
     """Reads one reply from its folder; ``most`` are the octets that it may take."""
 
-    def __init__(self, letter: Path, most: int) -> None:
-        self._letter, self._left = letter, most
+    def __init__(self, letter: Path, most: int, room: Room) -> None:
+        self._letter, self._left, self._room = letter, most, room
 
     def message(self, object_id: str, metadata: Metadata) -> Message:
         """The reply, with what the coordinator knows of it for metadata, whatever it says itself.
@@ -67,7 +92,7 @@ class Reader:
         order = [chunks[index] for index in said["arraychunk_ids"]]
         size = sum(length for _, _, length in order)
         self._take(size)  # one chunk may be named many times
-        data = np.empty(size, np.uint8).data
+        data = self._room.take(size)
         begins = accumulate((length for _, _, length in order), initial=0)
         each(_read, [(path, at, data[to : to + length]) for (path, at, length), to in zip(order, begins, strict=False)])
         delivered = [(path.name, length) for path, _, length in order]  # names that ``letters.take`` looked at
