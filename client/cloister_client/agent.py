@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import logging
 import os
 import random
@@ -37,6 +38,7 @@ from cloister_client.patience import LONGEST, Patience, Stopped, try_disk
 from cloister_client.sandbox import unseen
 from cloister_client.trainer import PROGRAM, Trainer
 from cloister_shared import memory
+from cloister_shared.carried import Octets
 from cloister_shared.errors import CloisterError, Fault, Refusal, TicketRefused, TrainingLost
 from cloister_shared.parcel import Parcel
 from cloister_shared.wire import FAILED, REFUSED
@@ -260,14 +262,15 @@ class _Agent:
                 log.warning("%s The message is tried once more.", lost)
         raise AssertionError
 
-    def _objects(self, digest: str, asked: Instruction) -> Iterator[tuple[str, memoryview]]:
+    def _objects(self, digest: str, asked: Instruction) -> Iterator[tuple[str, Octets]]:
         """The message's parts, as they come; no more than the process could hold."""
         left = self._policy.memory_gb * 2**30
 
-        def pulled(name: str) -> tuple[str, memoryview]:
+        def pulled(name: str) -> tuple[str, Octets]:
             return name, self._patience.persist(f"study {digest[:12]}", lambda: self._fleet.object(asked.run, name))
 
-        for name, content in side_by_side(pulled, asked.objects):
+        rest = (name for name in asked.objects if name not in asked.along)
+        for name, content in itertools.chain(asked.along.items(), side_by_side(pulled, rest)):
             left -= len(content)
             if left < 0:
                 raise TicketRefused("The message is larger than the memory that the hospital allows for it.", mend="")

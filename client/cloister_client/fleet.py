@@ -53,7 +53,7 @@ from cloister_client.https import Answer, Https
 from cloister_client.membership import consortium_of, site_of
 from cloister_client.outage import lost, refused, unable
 from cloister_client.proxy import proxy_to
-from cloister_shared.carried import Download, Octets, download, upload
+from cloister_shared.carried import Download, Octets, attach, attached, download, upload
 from cloister_shared.certificates import client_context, public_key, read_key
 from cloister_shared.errors import CloisterError, EnrolmentRefused, KeyBroken, LinkLost, TicketRefused, VersionRefused
 from cloister_shared.parcel import Parcel, name_of, names
@@ -104,6 +104,8 @@ class Instruction:
     run: int
     kind: str
     objects: tuple[str, ...]
+    along: Mapping[str, bytes]
+    """Those of its objects that came with it."""
 
 
 class Fleet:
@@ -165,7 +167,8 @@ class Fleet:
         if said.message_id != tree.object_id or said.dst_node_id != self.node:
             raise LinkLost("The coordinator sent a message that is not this hospital's.", mend="Tell the consortium.")
         parts = tuple(names(tree))
-        return Instruction(message.SerializeToString(), tree.object_id, said.run_id, said.message_type, parts)
+        along = {name: content for content in attached(answer) if (name := name_of(content)) in parts}
+        return Instruction(message.SerializeToString(), tree.object_id, said.run_id, said.message_type, parts, along)
 
     def digest_of(self, run: int) -> str:
         """The digest of the plan that a run is of, as the coordinator says.
@@ -203,14 +206,14 @@ class Fleet:
         Raises:
             RunOver: nobody waits for it.
         """
-        answer = self._call(
-            PushMessagesRequest(
-                node=self._node,
-                messages_list=[Message.FromString(parcel.message)],
-                message_object_trees=[ObjectTree.FromString(parcel.tree)],
-                clientapp_runtime_list=[0.0],
-            )
+        announced = PushMessagesRequest(
+            node=self._node,
+            messages_list=[Message.FromString(parcel.message)],
+            message_object_trees=[ObjectTree.FromString(parcel.tree)],
+            clientapp_runtime_list=[0.0],
         )
+        attach(announced, parcel.objects.values())
+        answer = self._call(announced)
 
         def stored(name: str) -> bool:
             request = PushObjectRequest(node=self._node, run_id=run, object_id=name, session_id=answer.session_id)

@@ -1,16 +1,22 @@
-"""Flower's two messages that carry an object, of which protobuf would make copies.
+"""How objects travel in Flower's messages: a large one in a message of its own, small ones along with what names them.
 
-Both are written as their other fields and then the content. ``PushObjectRequest`` is read in pieces, without ever being
-held whole: its fourth field is the content, what comes before and after that is parsed as the same message without it.
+The two messages that carry an object are written as their other fields and then the content, of which protobuf would
+make copies. ``PushObjectRequest`` is read in pieces, without ever being held whole: its fourth field is the content,
+what comes before and after that is parsed as the same message without it.
+
+A message has a handful of small objects. They are attached where they are announced, in a field that Flower does not
+have and skips; or each would cost a request, and a round without a model consist of little else.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
 from flwr.proto.message_pb2 import PullObjectResponse, PushObjectRequest
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 _CONTENT = (4 << 3) | 2
 """Tag of the content: field 4, with a length."""
@@ -18,10 +24,30 @@ _CONTENT = (4 << 3) | 2
 _FOUND = PullObjectResponse(object_found=True, object_available=True).SerializeToString() + bytes([(3 << 3) | 2])
 """The answer up to the length of the content, which is its field 3."""
 
+_ATTACHED = 100
+"""The field of small objects."""
+
+_SMALL, _TOGETHER = 2**16, 2**18
+"""Octets of an object that is attached, at most, and of all that are."""
+
 Octets = bytes | memoryview
 
 _MOST = 4096
 """Octets of all other fields."""
+
+
+def attach(to: Message, objects: Iterable[Octets]) -> None:
+    """Let the small ones of these go along."""
+    left = _TOGETHER
+    for content in objects:
+        if len(content) <= min(_SMALL, left):
+            left -= len(content)
+            to.MergeFromString(b"".join((_varint(_ATTACHED << 3 | 2), _varint(len(content)), content)))
+
+
+def attached(to: Message) -> list[bytes]:
+    """What went along."""
+    return [field.data for field in UnknownFieldSet(to) if (field.field_number, field.wire_type) == (_ATTACHED, 2)]
 
 
 class Upload:

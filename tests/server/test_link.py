@@ -24,8 +24,9 @@ from cloister_server.link import letters, open_link, state
 from cloister_server.link.inflate import Reader, Room
 from cloister_server.link.serve import PROCESSES
 from cloister_server.rounds import collect
+from cloister_shared.carried import attached
 from cloister_shared.errors import EnrolmentRefused, LinkLost, VersionRefused
-from cloister_shared.parcel import CHUNK, chunk_name, cut
+from cloister_shared.parcel import CHUNK, chunk_name, cut, names
 
 PLAN = "ab" * 32
 
@@ -190,6 +191,27 @@ def test_a_reply_is_whole_when_its_last_object_came_however_often_each_does(tmp_
     assert letters.announce(place, b"said", names) == []
     assert {path.name for path in place.iterdir()} == {*names, "names", "said"}
     assert not list(place.parent.parent.glob("coming-*"))
+
+
+def test_what_comes_along_with_the_announcement_is_there(tmp_path):
+    post, message, parts = letters.Letters(tmp_path / "letters"), named(b"message"), [b"reply", b"one", b"two"]
+    place, names = post.reply(7, 1, message, named(b"reply")), [named(part) for part in parts]
+    assert letters.announce(place, b"said", names, [b"one", b"not announced", b"one"]) == sorted({*names} - {names[1]})
+    assert letters.announce(place, b"said", names, [b"reply", b"two"]) == []
+    assert [(place / name).read_bytes() for name in names] == parts
+    assert {path.name for path in place.iterdir()} == {*names, "names", "said"}
+
+
+def test_a_message_brings_its_small_objects_along(rounds):
+    hospital = rounds.enrol()
+    with rounds.link.run(PLAN) as grid:
+        ask(grid, hospital, size=2**20)
+        pulled = hospital.wait()
+        (tree,) = pulled.message_object_trees
+        came = {named(content) for content in attached(pulled)}
+        assert tree.object_id in came
+        (large,) = set(names(tree)) - came
+        assert len(hospital.pull_object(large, grid.run.run_id)) > 4 * 2**20
 
 
 def test_a_name_with_a_path_in_it_is_no_name(tmp_path):

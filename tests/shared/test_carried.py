@@ -4,13 +4,14 @@ import os
 import random
 
 import pytest
+from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.message_pb2 import PullObjectResponse, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloister_shared.carried import Download, Upload, download, found, upload
+from cloister_shared.carried import Download, Upload, attach, attached, download, found, upload
 
 SIZES = [1, 127, 128, 2**14, 5 * 2**20]
 
@@ -81,3 +82,26 @@ def test_an_answer_that_ends_early_is_none(cut):
 def test_an_answer_that_says_more_is_read_as_flower_reads_it():
     answer = b"".join(found(b"content"))
     assert download(answer + bytes([2 << 3, 0])) == Download(True, None), "the last of two values counts"
+
+
+# --- along with an announcement ------------------------------------------------------------------------------
+def test_small_objects_go_along_and_flower_does_not_see_them():
+    bare = PushMessagesRequest(node=Node(node_id=7), clientapp_runtime_list=[0.5])
+    said = PushMessagesRequest.FromString(bare.SerializeToString())
+    objects = [b"", b"one", memoryview(bytes(2**16)), bytes(2**16 + 1), b"two"]
+    attach(said, objects)
+    came = PushMessagesRequest.FromString(said.SerializeToString())
+    assert attached(came) == [bytes(content) for content in objects if len(content) <= 2**16]
+    assert (came.node, came.clientapp_runtime_list) == (bare.node, bare.clientapp_runtime_list)
+    came.DiscardUnknownFields()
+    assert came == bare
+
+
+def test_of_many_small_objects_no_more_go_along_than_a_request_may_hold():
+    said = PushMessagesRequest()
+    attach(said, [bytes(2**16)] * 50)
+    assert len(attached(said)) == 4
+
+
+def test_another_field_that_flower_does_not_have_is_no_object():
+    assert attached(PushMessagesRequest.FromString(bytes([0xA0, 0x06, 5, 0xAA, 0x06, 1, 65]))) == []

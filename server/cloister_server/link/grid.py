@@ -23,6 +23,7 @@ from cloister_server.cores import each
 from cloister_server.link.inflate import Reader, Room
 from cloister_server.link.letters import Letter
 from cloister_server.link.served import served_for
+from cloister_shared.carried import attach
 from cloister_shared.errors import LinkLost
 from cloister_shared.parcel import Packing, names
 
@@ -95,8 +96,9 @@ class LinkGrid(Grid):
             said, tree = packing.message(message)
             name, node = tree.object_id, message.metadata.dst_node_id
             message.metadata.__dict__["_message_id"] = name
-            told = PullMessagesResponse(messages_list=[said], message_object_trees=[tree])
-            letters.append(Letter(node, name, told.SerializeToString(), names(tree)))
+            told, parts = PullMessagesResponse(messages_list=[said], message_object_trees=[tree]), names(tree)
+            attach(told, map(packing.objects.__getitem__, parts))
+            letters.append(Letter(node, name, told.SerializeToString(), parts))
             self._sent[name] = message.metadata, SLACK + 8 * _octets(message)
         self._link.letters.post(self._run.run_id, letters, packing.objects)
         del packing  # a model's octets once more

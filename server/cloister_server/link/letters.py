@@ -111,20 +111,30 @@ class Letters:
 
 
 # --- one reply, in the folder that ``Letters.reply`` names -----------------------------------------------------
-def announce(place: Path, said: bytes, objects: Collection[str]) -> list[str]:
-    """A reply will consist of these objects; those that have not come yet. May be said again.
+def announce(place: Path, said: bytes, objects: Collection[str], along: Iterable[bytes] = ()) -> list[str]:
+    """A reply will consist of these objects, some of which come ``along``; those that are still to come.
 
-    Another reply to the same message makes way for it; that there is none yet which counts, the caller knows.
+    It may be said again. Another reply to the same message makes way for it; that there is none yet which counts, the
+    caller knows.
     """
     if not (place / "said").exists():
         for other in place.parent.glob("*"):
             shutil.rmtree(other, ignore_errors=True)
         place.mkdir(parents=True, exist_ok=True)
         for file, content in (("names", " ".join(map(named, objects)).encode()), ("said", said)):
-            beside = place / f"{file}.{os.urandom(4).hex()}"
-            beside.write_bytes(content)
-            beside.rename(place / file)
-    return sorted(_names(place) - set(os.listdir(place)))
+            _put(place / file, content)
+    missing = _names(place) - set(os.listdir(place))
+    came = {name: content for content in along if (name := sha256(content).hexdigest()) in missing}
+    for name, content in came.items():
+        _put(place / name, content)
+    return sorted(missing - came.keys())
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Write a file that is whole when it is there."""
+    beside = path.with_name(f"{path.name}.{os.urandom(4).hex()}")
+    beside.write_bytes(content)
+    beside.rename(path)
 
 
 def take(place: Path, name: str, incoming: Incoming) -> bool:

@@ -26,7 +26,7 @@ from cloister_server.link.letters import is_name
 from cloister_server.link.polls import Polls
 from cloister_server.link.post import Post
 from cloister_server.link.state import Link
-from cloister_shared.carried import Upload, found
+from cloister_shared.carried import Upload, attached, found
 
 HOLDING, WAIT = b"x-cloister-holding", b"x-cloister-wait"
 """Headers: the messages that the agent works on; how many seconds it would wait for another."""
@@ -154,7 +154,7 @@ class Routes:
             message.ClearField("content")
             message.content.SetInParent()  # Flower's way to say: see the objects
         place = self._letters.reply(said.run_id, call.node, asked, said.message_id)
-        missing = await self._work(letters.announce, place, message.SerializeToString(), names)
+        missing = await self._work(letters.announce, place, message.SerializeToString(), names, attached(request))
         if not missing:
             await self._work(self._deliver, place)
         return fleet_pb2.PushMessagesResponse(

@@ -35,7 +35,7 @@ def agent(hospital, plan) -> Iterator[_Agent]:
 
 def asked(number: int = 1) -> tuple[Instruction, Parcel]:
     ticket = message(pack(TicketHeader(run="run-1", plan="p", round=number, site="a"), pack_vectors({})))
-    return Instruction(ticket.message, ticket.root, 7, "train", tuple(ticket.objects)), ticket
+    return Instruction(ticket.message, ticket.root, 7, "train", tuple(ticket.objects), {}), ticket
 
 
 def answer(to: Parcel, header: ReplyHeader | None = None) -> Parcel:
