@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from cloister_client.secure import SecureSum
 from cloister_server.secure import MaskedTotal
+from cloister_server.store import Store
 from cloister_server.total import Mean
 from cloister_shared import durable, masking
 from cloister_shared.envelope import new_identity
@@ -235,14 +236,16 @@ def test_the_same_question_has_the_same_answer_and_another_none_even_after_a_res
 def test_what_was_collected_can_be_opened_after_a_crash_of_the_coordinator(five, tmp_path):
     total = collected(five, 1, dropped=["h004"])
     total.open("h000", five.hospitals["h000"].unmask(total.question("h000")))
-    durable.save(tmp_path / "collected", *total.collected())
+    store = Store(tmp_path)
+    store.save_collected(*total.collected())
     after = five.total(five.ticket(1))
-    assert after.restore(durable.load(tmp_path / "collected"))
+    assert after.restore(store.load_collected(after.transcript))
     for name in after.active:
         after.open(name, five.hospitals[name].unmask(after.question(name)))
     mean = after.mean({})
     assert mean.vectors["update"].tobytes() == five.expected(1, five.names[:4]).tobytes()
-    assert not five.total(five.ticket(2)).restore(durable.load(tmp_path / "collected"))
+    following = five.total(five.ticket(2))
+    assert not following.restore(store.load_collected(following.transcript))
 
 
 def test_keys_are_the_owners_alone_and_gone_after_the_round(five):
