@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cloister_server.cores import each
+from cloister_server.cores import each, parts
 from cloister_server.total import Glimpse, Mean, decoded, require_quorum
 from cloister_shared import masking, tally
 from cloister_shared.envelope import Roster
@@ -96,15 +96,15 @@ class MaskedTotal:
     def _sizes(self) -> dict[str, int]:
         """Bytes of each part of a reply."""
         plan, sites = self.plan, len(self.sites)
-        parts = {
+        sizes = {
             "tally": masking.to_limbs(np.zeros(len(tally.names(plan, self.number)))).nbytes,
             "shares": sites * (sites * masking.SEALED + 32),
         }
         if tally.kind_of(plan, self.number) == "train":
-            parts["update"] = self.layout.size * plan.aggregation.bits // 8
+            sizes["update"] = self.layout.size * plan.aggregation.bits // 8
             if isinstance(plan.strategy, Scaffold):
-                parts["control"] = parts["update"]
-        return parts
+                sizes["control"] = sizes["update"]
+        return sizes
 
     def close(self, rejected: dict[str, str]) -> None:
         """Take nobody else in, and refuse to ask for shares of a sum that the hospitals would not open.
@@ -130,8 +130,8 @@ class MaskedTotal:
         header, self._vectors = saved
         self._statements, self.rejected = header["statements"], header["rejected"]
         self._glimpse = header["glimpse"]
-        parts = np.split(self._vectors.pop("shares"), len(self._statements))
-        self._shares = {site: part.tobytes() for site, part in zip(self._statements, parts, strict=True)}
+        shares = np.split(self._vectors.pop("shares"), len(self._statements))
+        self._shares = {site: share.tobytes() for site, share in zip(self._statements, shares, strict=True)}
         return True
 
     # --- opening ---------------------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ def _put_in(encoding: Encoding, total: Ring, packed: NDArray[np.uint8]) -> None:
     def add(part: slice) -> None:
         encoding.add_packed(total[part], packed[part.start * width : part.stop * width])
 
-    each(add, _parts(total))
+    each(add, parts(total.size))
 
 
 def _take_off(ring: Ring, seeds: Sequence[tuple[bytes, int]], start: int) -> None:
@@ -252,9 +252,4 @@ def _take_off(ring: Ring, seeds: Sequence[tuple[bytes, int]], start: int) -> Non
     def add(part: slice) -> None:
         Masks(seeds, start + 4 * part.start).add_to(ring[part])
 
-    each(add, _parts(ring))
-
-
-def _parts(ring: Ring) -> list[slice]:
-    size = max(masking.BLOCK, -(-ring.size // 4))
-    return [slice(at, at + size) for at in range(0, ring.size, size)]
+    each(add, parts(ring.size))

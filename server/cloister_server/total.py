@@ -8,6 +8,7 @@ from statistics import fmean
 
 import numpy as np
 
+from cloister_server.cores import each, parts
 from cloister_server.strategies import ROBUST_RULES, Vector
 from cloister_shared.errors import QuorumLost, ReplyRejected
 from cloister_shared.layout import Layout
@@ -119,7 +120,11 @@ def decoded(plan: StudyPlan, sums: dict[str, Ring], sites: int, here: int, rows:
     """
     equal = here / sites
     weights = {"update": equal if plan.aggregation.weights == "equal" else weight(plan, sites, rows)}
-    return {name: encoding_of(plan).decode(total, weights.get(name, equal), here) for name, total in sums.items()}
+    encoding = encoding_of(plan)
+    for name, total in sums.items():
+        own = weights.get(name, equal)
+        each(lambda part, total=total, own=own: encoding.decode(total[part], own, here), parts(total.size))
+    return {name: total.view(np.float32) for name, total in sums.items()}
 
 
 def check_update(plan: StudyPlan, layout: Layout, reply: Reply, site: str, number: int) -> float:

@@ -124,6 +124,8 @@ class Encoding:
     def signed(self, ring: Ring) -> NDArray[np.int32]:
         """The low ``bits`` as signed integers."""
         shift = 32 - self.bits
+        if not shift:
+            return ring.view(np.int32)
         return (ring << np.uint32(shift)).view(np.int32) >> np.int32(shift)
 
     def pack(self, ring: Ring) -> NDArray[np.uint8]:

@@ -21,6 +21,7 @@ from hashlib import sha256
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
+from cloister_server.cores import each
 from cloister_shared.carried import Octets
 
 _NAME = re.compile(r"[0-9a-f]{64}")
@@ -51,12 +52,12 @@ class Letters:
             place = self._place(run, "to", letter.node, letter.message)
             building = place.with_name(f"{letter.message}.new")
             building.mkdir(parents=True)
+            new = [name for name in letter.objects if name not in written]
+            each(lambda name, to=building: (to / name).write_bytes(contents[name]), new)
             for name in letter.objects:
                 if name in written:
                     os.link(written[name], building / name)
-                else:
-                    (building / name).write_bytes(contents[name])
-                    written[name] = place / name
+            written |= {name: place / name for name in new}
             (building / "pulled").write_bytes(letter.pulled)
             building.rename(place)
 
