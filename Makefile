@@ -5,6 +5,7 @@ VENV ?= .venv
 CLOISTER_DATA ?= ../shared/data
 TOPIC ?=
 ARGS ?=
+WORKERS ?= $(shell expr $$(nproc 2>/dev/null || echo 3) + 1)
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
@@ -25,10 +26,10 @@ demo: $(VENV)/.sim ## Train across simulated hospitals on this machine
 	@$(BIN)/cloister-sim run breast-cancer $(ARGS)
 
 test: lint ## Lint, check types, run the quick tests
-	$(BIN)/python -m pytest -n auto -q -m "not slow" tests $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -q -m "not slow" tests $(ARGS)
 
 test-slow: $(VENV)/.dev ## Run the slow tests
-	$(BIN)/python -m pytest -n auto -q -m slow tests $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -q -m slow tests $(ARGS)
 
 lint: $(VENV)/.dev ## Check style, formatting and types
 	$(BIN)/ruff check .

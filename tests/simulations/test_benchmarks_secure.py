@@ -51,6 +51,7 @@ def test_rounds(module):
     assert found["round.small"].value > 0
 
 
+@pytest.mark.slow
 def test_many_hospitals_and_exactness(module):
     for name, constants in (
         ("hundred_hospitals", {"PARAMETERS": 1000, "HOSPITALS": 5, "DROPPED": 1}),

@@ -107,7 +107,9 @@ def bytes_below(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "pneumonia" else name for name in NAMES]
+)
 def test_the_same_terms_give_the_same_bytes(name: str, built: Built, builder: Built) -> None:
     first, again = built(name), builder(name)
     folder = again[0].parents[1]

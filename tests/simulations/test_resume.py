@@ -91,7 +91,9 @@ def ledgers(folder: Path, arm: Arm) -> dict[str, list[tuple[Any, ...]]]:
 
 KINDS = {
     "federated": {},
-    "private": {},
+    "private": {
+        "rounds": 2
+    },  # the ledger's kills are walked in test_ledger as well, those of more rounds in the figures
     "scaffold": {"strategy": {"name": "scaffold"}},
     "local layers": {
         "task": {"model": "mlp", "hidden": [4], "norm": "batch"},
@@ -127,7 +129,8 @@ def test_killed_at_every_write(small, folder, kind):
 
     result = json.loads((killed / "seed-0" / arm.folder / "result.json").read_text())
     assert final(scenario, killed, arm).round == scenario.plan.rounds
-    assert [record["round"] for record in Store(killed / "seed-0" / arm.folder).rounds()] == [1, 2, 3, 4]
+    done = [record["round"] for record in Store(killed / "seed-0" / arm.folder).rounds()]
+    assert done == [*range(1, scenario.plan.rounds + 1)]
     if arm.kind == "private":
         assert result["epsilon"] == whole.epsilon
         assert ledgers(killed, arm) == ledgers(straight, arm)
