@@ -162,7 +162,8 @@ def test_a_cut_network_that_heals_loses_nothing(night, way):
         night.run(plan)
         assert rounds.caught.wait(night.LONG)
         rounds.cut()
-        until(lambda: "cannot be reached" in night.log(night.first), night.LONG, "the hospital notices")
+        noticed = ("cannot be reached", "ended the connection")
+        until(lambda: any(said in night.log(night.first) for said in noticed), night.LONG, "the hospital notices")
     rounds.heal()
     night.finished(plan)
 
