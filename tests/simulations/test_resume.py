@@ -91,9 +91,8 @@ def ledgers(folder: Path, arm: Arm) -> dict[str, list[tuple[Any, ...]]]:
 
 KINDS = {
     "federated": {},
-    "private": {
-        "rounds": 2
-    },  # the ledger's kills are walked in test_ledger as well, those of more rounds in the figures
+    "private": {"rounds": 2},
+    "private, of four rounds": {},
     "scaffold": {"strategy": {"name": "scaffold"}},
     "local layers": {
         "task": {"model": "mlp", "hidden": [4], "norm": "batch"},
@@ -107,7 +106,7 @@ KINDS = {
     "kind", ["private", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind != "private")]
 )
 def test_killed_at_every_write(small, folder, kind):
-    arm = next(arm for arm in arms_of(small) if arm.kind == ("private" if kind == "private" else "federated"))
+    arm = next(arm for arm in arms_of(small) if arm.kind == ("private" if kind.startswith("private") else "federated"))
     changes = KINDS[kind]
     if arm.kind == "federated":
         changes = {

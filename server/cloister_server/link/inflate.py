@@ -95,7 +95,7 @@ class Reader:
         data = self._room.take(size)
         begins = accumulate((length for _, _, length in order), initial=0)
         each(_read, [(path, at, data[to : to + length]) for (path, at, length), to in zip(order, begins, strict=False)])
-        delivered = [(path.name, length) for path, _, length in order]  # names that ``letters.take`` looked at
+        delivered = [(path.name, length) for path, _, length in order]  # names that ``letters`` looked at
         array = Delivered(str(said["dtype"]), str(said["stype"]), data, delivered)
         if [*array.shape] != said["shape"]:
             raise ValueError("its length is not what it says")
